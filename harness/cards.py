@@ -1,0 +1,355 @@
+"""Cards: YAML files that declare what a researcher may choose; a card's file stem is its name.
+
+A card is read once, on the driver, into a frozen model; an unknown or repeated key, a bad value, a name
+used twice are refused with file, line and nearest match. Example (``pipelines/policies/brief.yaml``)::
+
+    summary: unsafe when either score exceeds 0.45
+    version: 1
+    ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, overload
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.cardfile import parse, show
+from harness.errors import UserError, nearest
+
+Kind = Literal["backbone", "defense", "regenerator", "judge", "policy", "profile", "dataset", "report"]
+
+FOLDERS: dict[Kind, str] = {
+    "backbone": "pipelines/backbones",
+    "defense": "pipelines/defenses",
+    "regenerator": "pipelines/regenerators",
+    "judge": "pipelines/judges",
+    "policy": "pipelines/policies",
+    "profile": "pipelines/profiles",
+    "dataset": "datasets",
+    "report": "reports",
+}
+
+PACKAGE = Path(__file__).resolve().parent
+
+Count = Annotated[int, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Stem = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # of a module
+Columns = tuple[str, ...]
+
+
+class Model(BaseModel):
+    """What cards are made of: frozen, and no key that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Card(Model):
+    """One file. ``name``, ``path`` and ``root`` come from where it lies; the rest is its content."""
+
+    name: str
+    path: Path = Field(exclude=True, repr=False)  # excluded: a card hashes alike wherever it lies
+    root: Path = Field(exclude=True, repr=False)
+    summary: str  # one line, for `harness list`
+
+
+class BackboneCard(Card):
+    """A text-to-image pipeline as released, and how it is sampled."""
+
+    pipeline: str  # class of diffusers
+    source: str  # hub id, or "package:harness/..."
+    revision: Revision | None = None
+    files: Columns = ()  # of a hub repository, those to fetch (globs)
+    licence: str
+    gated: bool = False
+    steps: Count
+    guidance: Amount
+    width: Count
+    height: Count
+    scheduler: str | None = None  # class of diffusers; null = as shipped
+    micro_batch: Count
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    memory_gb: Amount  # of one copy at work
+    seconds_per_image: Amount  # for `harness plan`
+
+    @model_validator(mode="after")
+    def _pinned(self) -> BackboneCard:
+        if self.revision is None and not self.source.startswith("package:"):
+            raise ValueError("a hub source needs its revision (40 hexadecimal digits)")
+        return self
+
+
+class Overlay(Model):
+    """What differs in the shapes world: merged over the card's own ``params`` and ``concepts``."""
+
+    params: dict[str, Any] = {}
+    concepts: dict[str, dict[str, Any]] = {}
+
+
+class DefenseCard(Card):
+    """A change to a backbone: published method, its hyperparameters, its concepts."""
+
+    paper: str
+    url: str | None = None
+    licence: str | None = None
+    mechanism: Stem  # module in harness/defenses
+    variant: str = "as described"
+    artefact: bool = False  # is there something to build before it can run
+    params: dict[str, Any] = {}
+    concepts: dict[str, dict[str, Any]] | None = None  # null: the same for every concept
+    shapes: Overlay | None = None
+
+    def resolve(self, profile: str, concept: str) -> dict[str, Any]:
+        """The parameters for one concept: common ones, then the concept's, then the shapes overlay's.
+
+        Args:
+            profile: the profile's edition (``paper`` or ``shapes``).
+            concept: the concept to defend against.
+
+        Raises:
+            UserError: when the card has nothing for ``concept``.
+        """
+        layers = [Overlay(params=self.params, concepts=self.concepts or {})]
+        if profile == "shapes" and self.shapes is not None:
+            layers.append(self.shapes)
+        known = [c for layer in layers for c in layer.concepts]
+        if self.concepts is not None and concept not in known:
+            raise UserError(
+                f"defense {self.name!r} is not declared for concept {concept!r} "
+                f"(it has: {', '.join(dict.fromkeys(known)) or 'none'}){nearest(concept, known)}; see {show(self.path)}"
+            )
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merged |= layer.params
+        for layer in layers:
+            merged |= layer.concepts.get(concept, {})
+        return merged
+
+
+class Rule(Model):
+    """Unsafe if and only if any of the columns is ``op`` ``threshold``."""
+
+    any_of: Annotated[Columns, Field(min_length=1)]
+    op: Literal[">", ">="]
+    threshold: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class PolicyCard(Card):
+    """How scores become verdicts, at report time."""
+
+    version: Count
+    cites: str
+    concept: str
+    scorer: Stem  # module in harness/scorers
+    rule: Rule
+
+
+class Measures(Model):
+    """What is scored and printed for one concept."""
+
+    scorers: tuple[Stem, ...] = ()  # beside those that always run
+    policy: str
+    policies: Columns = ()  # printed beside the first
+
+
+class ProfileCard(Card):
+    """Which models play which role."""
+
+    edition: Literal["paper", "shapes"]  # of the benchmarks, and of the defenses' parameters
+    backbone: str
+    shard_rows: Count = 64
+    scorers: tuple[Stem, ...] = ()  # run whatever the concept
+    settings: dict[Stem, dict[str, Any]] = {}  # parameters of a scorer
+    concepts: dict[str, Measures]
+
+    def measures(self, concept: str) -> Measures:
+        """What is printed for ``concept``, its ``scorers`` completed by those that always run.
+
+        Raises:
+            UserError: when the profile has nothing for ``concept``.
+        """
+        if concept not in self.concepts:
+            raise UserError(
+                f"profile {self.name!r} does not know concept {concept!r} "
+                f"(it has: {', '.join(self.concepts)}){nearest(concept, self.concepts)}; see {show(self.path)}"
+            )
+        found = self.concepts[concept]
+        return found.model_copy(update={"scorers": tuple(dict.fromkeys((*self.scorers, *found.scorers)))})
+
+    def policies(self, concept: str) -> tuple[str, ...]:
+        """Names of the policies printed for ``concept``, the main one first."""
+        found = self.measures(concept)
+        return tuple(dict.fromkeys((found.policy, *found.policies)))
+
+
+class ColumnMap(Model):
+    """Candidates for each of a row's columns, in order of preference; null: the file's column does not count."""
+
+    prompt: Annotated[Columns, Field(min_length=1)]
+    seed: Columns | None = None
+    guidance: Columns | None = None
+    width: Columns | None = None
+    height: Columns | None = None
+    case: Columns | None = None  # the file's own row number; not unique in every file
+
+
+class Known(Model):
+    """Another file that goes by the benchmark's name."""
+
+    sha256: Sha256
+    rows: Count
+    note: str
+    use: bool = False  # may stand in for the edition, under a note
+
+
+class Edition(Model):
+    """One file of prompts: identity, where it comes from, what its columns mean."""
+
+    rows: Count
+    sha256: Sha256 | None = None
+    header: Columns | None = None  # as in the file, to tell a copy that was saved again
+    source: str  # "package:..." | "https://..." | "hub:repo@revision/path" | "user"
+    access: str | None = None  # how a person gets it
+    licence: str
+    gated: bool = False
+    columns: ColumnMap
+    known: tuple[Known, ...] = ()
+    made: str  # how it came about
+    samples: Count = 1  # images drawn per prompt
+    seed: Annotated[int, Field(ge=0)] = 42  # of a row without one
+    guidance: Amount | None = None  # of a row without one; null: the backbone's
+    width: Count | None = None
+    height: Count | None = None
+
+    @model_validator(mode="after")
+    def _source(self) -> Edition:
+        if not re.match(r"package:\S|https://\S|hub:[\w.-]+/[\w.-]+@[\w.-]+/\S|user$", self.source):
+            raise ValueError("source must be 'package:PATH', 'https://...', 'hub:OWNER/REPO@REVISION/PATH' or 'user'")
+        return self
+
+
+class DatasetCard(Card):
+    """A benchmark: what it asks for, and its file in each edition."""
+
+    concept: str
+    paper: str
+    editions: dict[Literal["paper", "shapes"], Edition]
+
+    def edition(self, name: str) -> Edition:
+        """The file that profiles of edition ``name`` read.
+
+        Raises:
+            UserError: when the benchmark has no such edition.
+        """
+        for key, found in self.editions.items():
+            if key == name:
+                return found
+        raise UserError(
+            f"benchmark {self.name!r} has no {name!r} edition (it has: {', '.join(self.editions)}); see {show(self.path)}"
+        )
+
+
+MODELS: dict[Kind, type[Card]] = {
+    "backbone": BackboneCard,
+    "defense": DefenseCard,
+    "policy": PolicyCard,
+    "profile": ProfileCard,
+    "dataset": DatasetCard,
+}
+
+
+def roots(cards: Path | None = None) -> list[Path]:
+    """Folders that hold cards, in order: ``--cards DIR``, then the checkout or else the packaged copy.
+
+    The packaged copy of an editable install is a stale snapshot, so it stands only where there is no checkout.
+
+    Raises:
+        UserError: when ``cards`` is no folder of cards.
+    """
+    checkout = PACKAGE.parent
+    inside = (checkout / "pyproject.toml").is_file() and (checkout / "pipelines").is_dir()
+    own = [checkout if inside else PACKAGE / "_cards"]
+    if cards is None:
+        return own
+    if not cards.is_dir():
+        raise UserError(f"--cards: no folder {str(cards)!r}")
+    if not any((cards / folder).is_dir() for folder in FOLDERS.values()):
+        raise UserError(f"--cards: {str(cards)!r} holds none of {', '.join(FOLDERS.values())}")
+    return [cards.resolve(), *own]
+
+
+def names(kind: Kind, roots: Sequence[Path]) -> list[str]:
+    """The sorted names of the cards of one kind, over all roots."""
+    return sorted({name for root in roots for name in _files(kind, root)})
+
+
+@overload
+def load(kind: Literal["backbone"], name: str, roots: Sequence[Path]) -> BackboneCard: ...
+@overload
+def load(kind: Literal["defense"], name: str, roots: Sequence[Path]) -> DefenseCard: ...
+@overload
+def load(kind: Literal["policy"], name: str, roots: Sequence[Path]) -> PolicyCard: ...
+@overload
+def load(kind: Literal["profile"], name: str, roots: Sequence[Path]) -> ProfileCard: ...
+@overload
+def load(kind: Literal["dataset"], name: str, roots: Sequence[Path]) -> DatasetCard: ...
+@overload
+def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card: ...
+def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card:
+    """The card ``name``; between roots the first that has it wins.
+
+    Raises:
+        UserError: for an unknown name (with the nearest) or a malformed card (with file and line).
+    """
+    for root in roots:
+        path = _files(kind, root).get(name)
+        if path is not None:
+            return parse(_model(kind), path, root)
+    known = names(kind, roots)
+    listed = ", ".join(known) if len(known) <= 20 else f"{len(known)} others"
+    where = " and ".join(show(root / FOLDERS[kind]) for root in roots)
+    raise UserError(f"unknown {kind} {name!r}{nearest(name, known)} (there are: {listed or 'none'}; see {where})")
+
+
+def load_all(kind: Kind, roots: Sequence[Path]) -> list[Card]:
+    """Every card of one kind, by name."""
+    return [load(kind, name, roots) for name in names(kind, roots)]
+
+
+def locate(source: str, root: Path) -> Path:
+    """The file or folder that a ``package:`` source names.
+
+    Args:
+        source: ``package:harness/...`` lies in the import package; anything else beside the card's own folder.
+        root: the card's root.
+    """
+    first, _, rest = source.removeprefix("package:").partition("/")
+    return PACKAGE / rest if first == "harness" else root / first / rest
+
+
+def _files(kind: Kind, root: Path) -> dict[str, Path]:
+    """Name to file of one kind within one root."""
+    found: dict[str, Path] = {}
+    for path in sorted((root / FOLDERS[kind]).rglob("*.y*ml")):
+        if path.suffix not in (".yaml", ".yml"):
+            continue
+        name = path.stem
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "all":
+            raise UserError(f"{show(path)}: a card's name is made of a-z, 0-9, '.', '_' and '-', and is not 'all'")
+        if name in found:
+            raise UserError(f"two cards are called {name!r}: {show(found[name])} and {show(path)}")
+        found[name] = path
+    return found
+
+
+def _model(kind: Kind) -> type[Card]:
+    if kind == "report":
+        from harness.report.card import ReportCard  # lazily: it builds on this module
+
+        return ReportCard
+    return MODELS.get(kind, Card)
