@@ -1,0 +1,1 @@
+"""Stages: thin shells that bring shards to models and publish what comes back."""

@@ -1,0 +1,235 @@
+"""One stage at work: take a ticket, compute its shard unless it is published, pass the ticket on.
+
+What flows is a *ticket* (a one-row table); shards lie in the store. Retry, quarantine, time-outs and
+stopping live here and on disk, so that they hold under any executor and any death:
+
+* A mark is written before computing (and before loading a model) and removed after. A shard whose
+  marks show that it killed its worker ``tries`` times is computed row by row, each row marked; a row
+  whose mark survived is quarantined by name. Marks live in the run's folder, anew at every start.
+* A row that raises is final and counted; what may pass (memory, time) leaves the shard incomplete.
+* ``faulthandler`` ends a worker that hangs; from there it is a death like any other.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from harness.errors import TransientError
+from harness.plan import StageSpec
+from harness.store import Store, publish, read
+
+TICKET = pa.schema(
+    [
+        ("chain", pa.int32()),
+        ("shard", pa.int32()),
+        ("key", pa.string()),
+        ("rows", pa.binary()),  # Arrow IPC of the shard's prompt rows
+        ("status", pa.string()),  # "ok", or why the rest of the chain is not done: "stopped", "incomplete", "failed"
+        ("detail", pa.string()),  # for people: what went wrong
+        ("errors", pa.int32()),  # rows of this shard that ended in an error, so far
+    ]
+)
+
+
+class Worker(Protocol):
+    """A loaded model: rows in, rows out, in the same order; row errors are values, not exceptions."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Compute a shard (or a part of one).
+
+        Raises:
+            TransientError: nothing is wrong with the rows; try again later.
+        """
+        ...
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        """The output for ``rows`` when each of them ended in the error ``code``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a run happens, and its patience."""
+
+    store: Store
+    run: Path  # folder of the run: marks, stop file, sidecars
+    device: str = "cpu"
+    tries: int = 2  # deaths of a whole shard before it is split into rows
+    limit_s: float = 3600.0  # a call that takes longer is a hang
+
+    @property
+    def stop(self) -> Path:
+        return self.run / "STOP"
+
+
+class Stage:
+    """A stage of every chain of a run, as Ray Data or the inline executor calls it."""
+
+    def __init__(self, specs: Mapping[int, StageSpec], site: Site) -> None:
+        """Args: specs: by chain index; a chain without this stage passes through. site: where."""
+        self._specs, self._site = specs, site
+        self._worker: Worker | None = None
+        self._loaded: str | None = None
+
+    def __call__(self, ticket: pa.Table) -> pa.Table:
+        """Publish the ticket's shard at this stage, or say in the ticket why not."""
+        row: dict[str, Any] = ticket.to_pylist()[0]
+        spec = self._specs.get(row["chain"])
+        if spec is not None and row["status"] == "ok":
+            try:
+                self._ensure(spec, row)
+            except (TransientError, MemoryError) as error:
+                row |= {"status": "incomplete", "detail": f"{spec.stage}: {error}"}
+            except Exception as error:  # the boundary: one shard's bug must not take the others along
+                row |= {"status": "failed", "detail": f"{spec.stage}: {type(error).__name__}: {error}"}
+                self._log(spec, row["key"], {"traceback": traceback.format_exc()})
+        return pa.Table.from_pylist([row], schema=TICKET)
+
+    def _ensure(self, spec: StageSpec, row: dict[str, Any]) -> None:
+        path = self._site.store.path(spec.stage, spec.fingerprint, row["key"])
+        if not path.exists():
+            if self._site.stop.exists():
+                row |= {"status": "stopped", "detail": "the run was stopped"}
+                return
+            self._site.store.describe(spec.stage, spec.fingerprint, spec.key)
+            started = time.time()
+            output, deaths = self._compute(spec, row["key"], self._input(spec, row))
+            publish(path, output)
+            self._log(spec, row["key"], {"seconds": time.time() - started, "rows": output.num_rows, "deaths": deaths})
+        columns = read(path).column_names
+        names = [c for c in columns if c == "error" or c.endswith("_error")]
+        if names:
+            failed = [any(r.values()) for r in read(path, names).to_pylist()]
+            row["errors"] += sum(failed)
+
+    def _input(self, spec: StageSpec, row: dict[str, Any]) -> pa.Table:
+        if spec.upstream is None:
+            return pa.ipc.open_stream(row["rows"]).read_all()
+        return read(self._site.store.path(*spec.upstream, row["key"]))
+
+    def _compute(self, spec: StageSpec, key: str, rows: pa.Table) -> tuple[pa.Table, int]:
+        """The shard's output, and how many workers it has killed in this run."""
+        marks = Marks(self._site.run / "attempts" / f"{spec.stage}-{spec.fingerprint}-{key}.jsonl")
+        deaths = marks.count(None)
+        if deaths < self._site.tries:
+            with marks.held(None), self._watched(spec, key):
+                worker = self._load(spec)
+                try:
+                    output = worker(rows)
+                except (TransientError, MemoryError):
+                    raise
+                except Exception:  # one bad row? look at each, then decide
+                    output = self._one_by_one(spec, key, rows, marks)
+        else:
+            output = self._one_by_one(spec, key, rows, marks)
+        marks.clear()
+        return output, deaths
+
+    def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
+        """Each row on its own; one that raises, or that has killed its worker, is final with an error.
+
+        Raises:
+            Exception: the first row's, when every row of several fails: then it is not the rows.
+        """
+        parts, first_error, raised = [], None, 0
+        for i in range(rows.num_rows):
+            one = rows.slice(i, 1)
+            name = f"{one['row_id'][0].as_py()}#{one['sample'][0].as_py()}"
+            with self._watched(spec, key):
+                if marks.count(name):
+                    self._log(spec, key, {"quarantined": name})
+                    parts.append(self._load(spec).failed(one, f"{spec.stage}:crash"))
+                    continue
+                try:
+                    with marks.held(name):
+                        parts.append(self._load(spec)(one))
+                except (TransientError, MemoryError):
+                    raise
+                except Exception as error:
+                    first_error, raised = first_error or error, raised + 1
+                    self._log(spec, key, {"row": name, "traceback": traceback.format_exc()})
+                    parts.append(self._load(spec).failed(one, f"{spec.stage}:{type(error).__name__}"))
+        if first_error is not None and raised == rows.num_rows > 1:
+            raise first_error
+        return pa.concat_tables(parts).combine_chunks()
+
+    def _load(self, spec: StageSpec) -> Worker:
+        """The stage's model, loaded at first need; the module may keep what two specs share."""
+        if self._worker is None or self._loaded != spec.fingerprint:
+            module = importlib.import_module(f"harness.stages.{spec.kind}")
+            self._worker = module.load(spec.worker, self._site, self._worker)
+            self._loaded = spec.fingerprint
+        return self._worker
+
+    @contextmanager
+    def _watched(self, spec: StageSpec, key: str) -> Iterator[None]:
+        """End this process, with every stack written down, if the block takes longer than the limit."""
+        folder = self._site.run / "hangs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{spec.stage}-{key}-{os.getpid()}.txt"
+        with path.open("w") as trace:
+            faulthandler.dump_traceback_later(self._site.limit_s, exit=True, file=trace)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        path.unlink(missing_ok=True)
+
+    def _log(self, spec: StageSpec, key: str, entry: dict[str, Any]) -> None:
+        """What is not deterministic (seconds, host, tracebacks) goes to the run's sidecar."""
+        where = {"stage": spec.stage, "fingerprint": spec.fingerprint, "shard": key}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        folder = self._site.run / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(where | who | entry) + "\n")
+
+
+class Marks:
+    """Attempts at one shard, one line each, on disk before the attempt begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def count(self, row: str | None) -> int:
+        """How many attempts at ``row`` (None: the whole shard) never ended."""
+        if not self._path.exists():
+            return 0
+        counts = {"begin": 0, "end": 0}
+        for line in self._path.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["row"] == row:
+                counts[entry["event"]] += 1
+        return counts["begin"] - counts["end"]
+
+    @contextmanager
+    def held(self, row: str | None) -> Iterator[None]:
+        """Mark the beginning; mark the end unless the process dies in between."""
+        self._append(row, "begin")
+        try:
+            yield
+        finally:
+            self._append(row, "end")
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def _append(self, row: str | None, event: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"row": row, "event": event, "pid": os.getpid(), "time": time.time()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

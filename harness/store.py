@@ -1,0 +1,154 @@
+"""Where results lie: one immutable Parquet file per stage, fingerprint and shard.
+
+    <root>/<stage>/<fingerprint>/<shard>.parquet      published once, never changed
+    <root>/<stage>/<fingerprint>/stage.json           what the fingerprint was made of
+    <root>/artefact/<fingerprint>/                    a built defense
+
+Publishing writes a temporary file, fsyncs it and links it to its name: the first writer wins, and a
+reader sees a whole file or none. The folder is private (0700): images may be harmful.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import UserError
+from harness.schema import VERSION
+
+_STALE_S = 24 * 3600  # age after which a temporary file has certainly lost its writer
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of published shards. Cheap to make and to pickle; ``open`` checks it first."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Create or check the store at ``root``.
+
+        Raises:
+            UserError: not writable, not a folder, or written by a newer harness.
+        """
+        marker = root / "store.json"
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if marker.exists():
+                schema = json.loads(marker.read_text())["schema"]
+            else:
+                schema = VERSION
+                if any(root.iterdir()):
+                    raise UserError(f"{root} is not a store and not empty: name another folder with --store")
+                root.chmod(0o700)
+                write_atomically(marker, json.dumps({"schema": VERSION}).encode())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"store {root} cannot be used: {error}") from error
+        if schema > VERSION:
+            raise UserError(
+                f"store {root} has schema {schema}, this harness writes {VERSION}: "
+                "update the harness, or name another folder with --store"
+            )
+        if not os.access(root, os.W_OK):
+            raise UserError(f"store {root} is not writable: name another folder with --store")
+        return cls(root)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for one run; released by the system even if the process is killed.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        path = self.root / ".lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"store {self.root} is in use by another run ({holder}): wait for it, or name another with --store"
+                ) from None
+            file.truncate(0)
+            file.write(f"{socket.gethostname()}, process {os.getpid()}")
+            file.flush()
+            yield
+
+    def folder(self, stage: str, fingerprint: str) -> Path:
+        return self.root / stage / fingerprint
+
+    def path(self, stage: str, fingerprint: str, shard: str) -> Path:
+        """Where the shard with this key lies once it is published."""
+        return self.folder(stage, fingerprint) / f"{shard}.parquet"
+
+    def describe(self, stage: str, fingerprint: str, key: Mapping[str, Any]) -> None:
+        """Keep what ``fingerprint`` was made of beside its shards, for ``harness diff``."""
+        path = self.folder(stage, fingerprint) / "stage.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(key, indent=1, sort_keys=True).encode())
+
+    def sweep(self) -> int:
+        """Delete temporary files whose writer is long gone; returns how many."""
+        stale = [p for p in self.root.glob("*/*/.tmp/*") if time.time() - p.stat().st_mtime > _STALE_S]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+
+def publish(path: Path, table: pa.Table) -> bool:
+    """Write ``table`` at ``path`` unless somebody already has; True if this call did.
+
+    The bytes depend on the table only, so that two runs' files can be compared.
+    """
+    temporary = _temporary(path)
+    pq.write_table(table, temporary, compression="zstd", write_statistics=False)
+    return _settle(temporary, path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all, replacing what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The table of one published shard (no partition columns guessed from its path)."""
+    return pq.ParquetFile(path).read(columns=columns)
+
+
+def _temporary(path: Path) -> Path:
+    folder = path.parent / ".tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
+
+
+def _settle(temporary: Path, path: Path) -> bool:
+    descriptor = os.open(temporary, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
