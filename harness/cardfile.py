@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from harness.errors import UserError, nearest
 
 Place = tuple[str | int, ...]  # of a value in a card: keys and indices from the top
+MOST_NAMED = 3  # mistakes of one file in one message
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -117,8 +118,8 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: 
         else:
             text = f"{key}: {item['msg'].replace('Input should', 'should', 1)}, got {item['input']!r}"
         found.append(f"{show(path)}:{line}: {text}")
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more
+    more = len(found) - MOST_NAMED
+    return "; ".join(found[:MOST_NAMED]) + (f" (and {more} more)" if more > 0 else "")
 
 
 def _keys(model: type[BaseModel], at: Sequence[str | int]) -> list[str]:

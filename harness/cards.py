@@ -64,7 +64,7 @@ class BackboneCard(Card):
     pipeline: str  # class of diffusers
     source: str  # hub id, or "package:harness/..."
     revision: Revision | None = None
-    files: Columns = ()  # of a hub repository, those to fetch (globs)
+    files: Columns = ()  # of a hub repository, those that are needed
     licence: str
     gated: bool = False
     steps: Count
@@ -79,8 +79,8 @@ class BackboneCard(Card):
 
     @model_validator(mode="after")
     def _pinned(self) -> BackboneCard:
-        if self.revision is None and not self.source.startswith("package:"):
-            raise ValueError("a hub source needs its revision (40 hexadecimal digits)")
+        if not self.source.startswith("package:") and (self.revision is None or not self.files):
+            raise ValueError("a hub source needs its revision (40 hexadecimal digits) and its files")
         return self
 
 
@@ -195,7 +195,8 @@ class ColumnMap(Model):
     guidance: Columns | None = None
     width: Columns | None = None
     height: Columns | None = None
-    case: Columns | None = None  # the file's own row number; not unique in every file
+    case: Columns | None = None  # the file's own row number, where it is unique
+    guarded: Columns = ()  # texts that the prompt was made from: the guard reads them too
 
 
 class Known(Model):
@@ -225,6 +226,7 @@ class Edition(Model):
     guidance: Amount | None = None  # of a row without one; null: the backbone's
     width: Count | None = None
     height: Count | None = None
+    drawn_at: Count | None = None  # width of the backbone that a row's size refers to; others draw at their own
 
     @model_validator(mode="after")
     def _source(self) -> Edition:
@@ -250,7 +252,8 @@ class DatasetCard(Card):
             if key == name:
                 return found
         raise UserError(
-            f"benchmark {self.name!r} has no {name!r} edition (it has: {', '.join(self.editions)}); see {show(self.path)}"
+            f"benchmark {self.name!r} has no {name!r} edition "
+            f"(it has: {', '.join(self.editions)}); see {show(self.path)}"
         )
 
 
@@ -311,9 +314,10 @@ def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card:
         if path is not None:
             return parse(_model(kind), path, root)
     known = names(kind, roots)
-    listed = ", ".join(known) if len(known) <= 20 else f"{len(known)} others"
     where = " and ".join(show(root / FOLDERS[kind]) for root in roots)
-    raise UserError(f"unknown {kind} {name!r}{nearest(name, known)} (there are: {listed or 'none'}; see {where})")
+    raise UserError(
+        f"unknown {kind} {name!r}{nearest(name, known)} (there are: {', '.join(known) or 'none'}; see {where})"
+    )
 
 
 def load_all(kind: Kind, roots: Sequence[Path]) -> list[Card]:
