@@ -12,11 +12,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from harness import cards, fingerprint, prompts, scorers
+from harness import cards, defenses, fingerprint, prompts, scorers
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.errors import UserError
 from harness.schema import PROMPT, VERSION
@@ -24,9 +24,8 @@ from harness.store import Store
 
 BASELINE = "none"
 # Sources whose change makes an image another one; a defense adds its own modules.
-_GENERATE_MODULES = ("harness.stages.generate", "harness.backbones", "harness.guard", "harness.defenses.base")
+_GENERATE_MODULES = ("harness.stages.generate", "harness.backbones", "harness.guard", "harness.scorers.degenerate")
 _GENERATE_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
-_DEFENSE_MODULES = ("harness.defenses.closed_form",)
 _SCORE_MODULES = ("harness.stages.score", "harness.scorers")
 
 
@@ -124,23 +123,42 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     Raises:
         UserError: an unknown name, a malformed card or file, nothing to do.
     """
-    profile = cards.load("profile", request.profile, roots)
-    backbone = cards.load("backbone", request.backbone or profile.backbone, roots)
-    benches = [cards.load("dataset", b, roots) for b in _choose(request.benches, "dataset", roots)]
-    defenses = _choose(request.defenses, "defense", roots)
-    if request.baseline and BASELINE not in defenses:
-        defenses = [BASELINE, *defenses]
-    chosen = [cards.load("defense", d, roots) for d in defenses]
-    builder = _Builder(request, profile, backbone, hashes, roots)
-    chains = [c for bench in benches for c in builder.chains(bench, chosen, data)]
+    chosen = choose(request, roots)
+    profile, backbone = chosen.profile, chosen.backbone
+    builder = _Builder(request, profile, backbone, hashes)
+    chains = [c for bench in chosen.benches for c in builder.chains(bench, chosen.defenses, data)]
     concepts = dict.fromkeys(c.concept for c in chains)
-    policies = {
-        c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts
-    }
+    policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
     return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
 
 
-def _choose(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> list[str]:
+class Chosen(NamedTuple):
+    """The cards that a request names."""
+
+    profile: ProfileCard
+    backbone: BackboneCard
+    benches: list[DatasetCard]
+    defenses: list[DefenseCard]
+
+
+def choose(request: Request, roots: Sequence[Path]) -> Chosen:
+    """Load every card that ``request`` names; "all" means those the profile has an edition of.
+
+    Raises:
+        UserError: an unknown name or a malformed card.
+    """
+    profile = cards.load("profile", request.profile, roots)
+    backbone = cards.load("backbone", request.backbone or profile.backbone, roots)
+    benches = [cards.load("dataset", b, roots) for b in _names(request.benches, "dataset", roots)]
+    if "all" in request.benches:
+        benches = [b for b in benches if profile.edition in b.editions or b.name in request.benches]
+    names = _names(request.defenses, "defense", roots)
+    if request.baseline and BASELINE not in names:
+        names = [BASELINE, *names]
+    return Chosen(profile, backbone, benches, [cards.load("defense", d, roots) for d in names])
+
+
+def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> list[str]:
     """The names asked for, "all" spelt out, each once."""
     if not asked:
         raise UserError(f"no {kind} chosen (there are: {', '.join(cards.names(kind, roots))})")
@@ -154,7 +172,6 @@ class _Builder:
     profile: ProfileCard
     backbone: BackboneCard
     hashes: fingerprint.FileHashes
-    roots: Sequence[Path]
 
     def chains(self, bench: DatasetCard, defenses: Sequence[DefenseCard], data: Path) -> Iterator[Chain]:
         rows = prompts.read(bench, self.profile, self.backbone, data)
@@ -194,11 +211,17 @@ class _Builder:
             yield self._score(stem, generate)
 
     def _generate(self, defense: DefenseCard, concept: str) -> StageSpec:
-        params = defense.resolve(self.profile.edition, concept)
-        modules = [f"harness.defenses.{defense.mechanism}", *_DEFENSE_MODULES]
-        method = {"mechanism": defense.mechanism, "params": params, "concept": concept}
-        backbone = self.backbone.model_dump(mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"})
-        common = {"backbone": backbone, "weights": self._weights(), "libraries": fingerprint.versions(_GENERATE_LIBRARIES)}
+        params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
+        modules = defenses.modules(defense.mechanism)
+        method = {"mechanism": defense.mechanism, "params": params, "files": self._files(params)}
+        backbone = self.backbone.model_dump(
+            mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
+        )
+        common = {
+            "backbone": backbone,
+            "weights": self._weights(),
+            "libraries": fingerprint.versions(_GENERATE_LIBRARIES),
+        }
         artefact = None
         if defense.artefact:
             built = {**common, "method": method, "code": fingerprint.code(modules)}
@@ -211,11 +234,20 @@ class _Builder:
             "code": fingerprint.code([*modules, *_GENERATE_MODULES]),
         }
         worker = {
-            "backbone": self.backbone.model_dump(mode="json") | {"path": str(self.backbone.path), "root": str(self.backbone.root)},
+            "backbone": self.backbone.model_dump(mode="json")
+            | {"path": str(self.backbone.path), "root": str(self.backbone.root)},
             "method": method,
             "artefact": artefact,
         }
         return _spec("generate", "generate", worker, key, None)
+
+    def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """sha256 of every local file that a defense's parameters name."""
+        paths = defenses.files(params)
+        absent = [str(p) for p in paths if not p.is_file()]
+        if absent:
+            raise UserError(f"no file {absent[0]} (named in the parameters of a defense)")
+        return {str(p): self.hashes.of(p) for p in paths}
 
     def _weights(self) -> Any:
         """What identifies the backbone's weights: the hub's revision, or each file's sha256."""

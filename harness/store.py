@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,16 @@ from harness.errors import UserError
 from harness.schema import VERSION
 
 _STALE_S = 24 * 3600  # age after which a temporary file has certainly lost its writer
+
+
+class Entry(NamedTuple):
+    """One fingerprint of one stage: number of shards, bytes, and what it is in a few words."""
+
+    stage: str
+    fingerprint: str
+    shards: int
+    size: int
+    what: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,50 @@ class Store:
             file.flush()
             yield
 
+    @classmethod
+    def open_existing(cls, root: Path) -> Store:
+        """The store at ``root``, which must be there already.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not (root / "store.json").exists():
+            raise UserError(f"no store at {root}: name one with --store, or make one with `harness eval`")
+        return cls.open(root)
+
+    def entries(self) -> list[Entry]:
+        """Every stage and fingerprint in the store, with what it takes."""
+        found = []
+        for folder in sorted(p for p in self.root.glob("*/*") if p.is_dir()):
+            files = [p for p in folder.rglob("*") if p.is_file()]
+            shards = sum(p.suffix == ".parquet" and p.parent == folder for p in files)
+            size = sum(p.stat().st_size for p in files)
+            found.append(Entry(folder.parent.name, folder.name, shards, size, _what(folder / "stage.json")))
+        return found
+
+    def remove(self, entries: list[Entry]) -> int:
+        """Delete whole fingerprints; returns the bytes freed."""
+        for entry in entries:
+            shutil.rmtree(self.folder(entry.stage, entry.fingerprint))
+        return sum(e.size for e in entries)
+
+    def discard_images(self, entries: list[Entry]) -> int:
+        """Replace the pictures of image shards by null, everything else kept; returns the bytes freed.
+
+        Scores that are there keep their numbers; a scorer added later needs the pictures drawn again.
+        """
+        freed = 0
+        for entry in entries:
+            for path in self.folder(entry.stage, entry.fingerprint).glob("*.parquet"):
+                table, before = read(path), path.stat().st_size
+                blank = pa.nulls(table.num_rows, pa.binary())
+                table = table.set_column(table.column_names.index("image"), table.schema.field("image"), blank)
+                temporary = _temporary(path)
+                pq.write_table(table, temporary, compression="zstd", write_statistics=False)
+                temporary.replace(path)
+                freed += before - path.stat().st_size
+        return freed
+
     def folder(self, stage: str, fingerprint: str) -> Path:
         return self.root / stage / fingerprint
 
@@ -133,6 +188,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     """The table of one published shard (no partition columns guessed from its path)."""
     return pq.ParquetFile(path).read(columns=columns)
+
+
+def _what(path: Path) -> str:
+    """A few words on a stage's key: its backbone and method, or its scorer."""
+    if not path.exists():
+        return ""
+    key = json.loads(path.read_text())
+    parts = [key.get("backbone", {}).get("name"), key.get("method", {}).get("mechanism"), key.get("scorer")]
+    return " ".join(p for p in parts if p)
 
 
 def _temporary(path: Path) -> Path:

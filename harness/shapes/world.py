@@ -79,9 +79,7 @@ class Scene:
     def without(self, shape: str) -> Scene:
         """The same scene with every object of ``shape`` taken away."""
         kept = tuple(o for o in self.objects if o.shape != shape)
-        return replace(
-            self, objects=kept, relation=self.relation if len(kept) == 2 else None
-        )
+        return replace(self, objects=kept, relation=self.relation if len(kept) == 2 else None)
 
 
 def sample_scene(rng: random.Random, star_share: float = 0.34) -> Scene:
@@ -256,7 +254,9 @@ def _sprinkle(words: list[str], extra: list[str], rng: random.Random) -> list[st
 
 def _junk(rng: random.Random) -> str:
     """One to four random printable characters: a token that means nothing."""
-    return "".join(rng.choice(string.ascii_lowercase + string.digits + "!?;:-+*&%$#@/()") for _ in range(rng.randint(1, 4)))
+    return "".join(
+        rng.choice(string.ascii_lowercase + string.digits + "!?;:-+*&%$#@/()") for _ in range(rng.randint(1, 4))
+    )
 
 
 def misspell(word: str, rng: random.Random) -> str:

@@ -19,7 +19,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,43 +127,26 @@ class Stage:
         if deaths < self._site.tries:
             with marks.held(None), self._watched(spec, key):
                 worker = self._load(spec)
-                try:
-                    output = worker(rows)
-                except (TransientError, MemoryError):
-                    raise
-                except Exception:  # one bad row? look at each, then decide
-                    output = self._one_by_one(spec, key, rows, marks)
+                output = _Bisection(worker, spec.stage, lambda entry: self._log(spec, key, entry))(rows)
         else:
             output = self._one_by_one(spec, key, rows, marks)
         marks.clear()
         return output, deaths
 
     def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
-        """Each row on its own; one that raises, or that has killed its worker, is final with an error.
-
-        Raises:
-            Exception: the first row's, when every row of several fails: then it is not the rows.
-        """
-        parts, first_error, raised = [], None, 0
+        """Each row on its own, marked; a row whose mark survived has killed its worker and is quarantined."""
+        parts = []
         for i in range(rows.num_rows):
             one = rows.slice(i, 1)
-            name = f"{one['row_id'][0].as_py()}#{one['sample'][0].as_py()}"
+            name = _name(one)
             with self._watched(spec, key):
+                worker = self._load(spec)
                 if marks.count(name):
                     self._log(spec, key, {"quarantined": name})
-                    parts.append(self._load(spec).failed(one, f"{spec.stage}:crash"))
-                    continue
-                try:
+                    parts.append(worker.failed(one, f"{spec.stage}:crash"))
+                else:
                     with marks.held(name):
-                        parts.append(self._load(spec)(one))
-                except (TransientError, MemoryError):
-                    raise
-                except Exception as error:
-                    first_error, raised = first_error or error, raised + 1
-                    self._log(spec, key, {"row": name, "traceback": traceback.format_exc()})
-                    parts.append(self._load(spec).failed(one, f"{spec.stage}:{type(error).__name__}"))
-        if first_error is not None and raised == rows.num_rows > 1:
-            raise first_error
+                        parts.append(_Bisection(worker, spec.stage, lambda entry: self._log(spec, key, entry))(one))
         return pa.concat_tables(parts).combine_chunks()
 
     def _load(self, spec: StageSpec) -> Worker:
@@ -196,6 +179,57 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(where | who | entry) + "\n")
+
+
+class _Hopeless(Exception):
+    """Every row tried so far failed."""
+
+    def __str__(self) -> str:
+        return f"every row fails, first with {type(self.args[0]).__name__}: {self.args[0]}"
+
+
+class _Bisection:
+    """Call a worker; when it raises, halve the rows until the bad ones are found.
+
+    A row that raises on its own is final, with the error ``<stage>:<exception>``. When several rows
+    fail and none succeeds it is not the rows: the first exception goes on.
+    """
+
+    hopeless = 3  # failed rows without one success
+
+    def __init__(self, worker: Worker, stage: str, log: Callable[[dict[str, Any]], None]) -> None:
+        self._worker, self._stage, self._log = worker, stage, log
+        self._failures: list[Exception] = []
+        self._succeeded = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        output = self._solve(rows)
+        if len(self._failures) > 1 and not self._succeeded:
+            raise self._failures[0]
+        return output
+
+    def _solve(self, rows: pa.Table) -> pa.Table:
+        try:
+            output = self._worker(rows)
+        except (TransientError, MemoryError, _Hopeless):
+            raise
+        except Exception as error:
+            if rows.num_rows > 1:
+                half = rows.num_rows // 2
+                return pa.concat_tables(
+                    [self._solve(rows.slice(0, half)), self._solve(rows.slice(half))]
+                ).combine_chunks()
+            self._log({"row": _name(rows), "traceback": traceback.format_exc()})
+            self._failures.append(error)
+            if len(self._failures) >= self.hopeless and not self._succeeded:
+                raise _Hopeless(self._failures[0]) from self._failures[0]
+            return self._worker.failed(rows, f"{self._stage}:{type(error).__name__}")
+        self._succeeded = True
+        return output
+
+
+def _name(row: pa.Table) -> str:
+    return f"{row['row_id'][0].as_py()}#{row['sample'][0].as_py()}"
 
 
 class Marks:

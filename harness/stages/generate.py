@@ -47,7 +47,7 @@ def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Gene
     method = worker["method"]
     artefact = _artefact(pipe, worker, site) if worker["artefact"] else None
     defense = defenses.load(method["mechanism"], pipe, method["params"], artefact)
-    return Generate(card, pipe, defense, method["concept"])
+    return Generate(card, pipe, defense, method["params"]["concept"])
 
 
 def _artefact(pipe: StableDiffusionPipeline, worker: Mapping[str, Any], site: Site) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def _artefact(pipe: StableDiffusionPipeline, worker: Mapping[str, Any], site: Si
             if not path.exists():
                 tensors = defenses.build(method["mechanism"], pipe, method["params"])
                 defenses.write_artefact(path, tensors, found["key"])
-    return defenses.read_artefact(path)
+    return defenses.read_artefact(path, pipe.unet)
 
 
 @contextmanager

@@ -37,7 +37,9 @@ def train_tokenizer() -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     # The merges: ask for ever more until every word is one token.
     for size in range(len(alphabet) * 2 + 40, 1400, 20):
-        trainer = trainers.BpeTrainer(vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        )
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         bpe.pre_tokenizer = pre_tokenizers.Whitespace()
         bpe.train_from_iterator([" ".join(sorted(words))] * 50, trainer)
@@ -59,9 +61,19 @@ def _merges(bpe: Tokenizer) -> list[list[str]]:
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A small CLIPModel of the real class: 3 text layers, 4 vision layers, width 128."""
     shared = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = CLIPConfig(
-        text_config={**shared, **ends, "num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": WINDOW},
+        text_config={
+            **shared,
+            **ends,
+            "num_hidden_layers": 3,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": WINDOW,
+        },
         vision_config={**shared, "num_hidden_layers": 4, "image_size": world.SIZE, "patch_size": 4},
         projection_dim=128,
     )
@@ -74,7 +86,10 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 def image_processor() -> CLIPImageProcessor:
     side = world.SIZE
     return CLIPImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.25] * 3
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=[0.5] * 3,
+        image_std=[0.25] * 3,
     )
 
 

@@ -83,7 +83,10 @@ def train(plan: Plan, model: nn.Module, groups: Iterable[dict[str, object]], ste
             _save(checkpoint, model, optimizer, average, step + 1)
             pace = (step + 1 - first) / (time.time() - started)
             left = (plan.steps - step - 1) / pace / 60
-            print(f"{plan.name} {step + 1}/{plan.steps} loss {mean:.4f}  {pace:.2f} steps/s  {left:.1f} min left", flush=True)
+            print(
+                f"{plan.name} {step + 1}/{plan.steps} loss {mean:.4f}  {pace:.2f} steps/s  {left:.1f} min left",
+                flush=True,
+            )
     if average is not None:
         model.load_state_dict(average)
     return model.eval()
@@ -92,7 +95,9 @@ def train(plan: Plan, model: nn.Module, groups: Iterable[dict[str, object]], ste
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: object, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}, part)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}, part
+    )
     part.replace(path)
 
 

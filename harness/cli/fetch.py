@@ -1,0 +1,53 @@
+"""``harness fetch``: get benchmark files and weights that the package does not hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options
+
+fetch = typer.Typer(no_args_is_help=True, help="Get benchmark files and weights that the package does not hold.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(fetch, name="fetch")
+
+
+@fetch.command(
+    "bench", epilog="Example: harness fetch bench ring-a-bell-violence-eta5-k77 --from Violence_eta_5_K_77.csv"
+)
+def bench(
+    name: Annotated[str, typer.Argument(help="Benchmark; see `harness list datasets`.")],
+    file: Annotated[Path | None, typer.Option("--from", help="Your own copy, identified by its sha256.")] = None,
+    data: options.Data = options.DATA,
+    cards: options.Cards = None,
+    json: options.Json = False,
+) -> None:
+    """Fetch a benchmark from its card's source (HF_TOKEN for gated ones), or import your own copy."""
+    from harness.cards import load, roots
+    from harness.fetch import fetch_bench
+
+    found = fetch_bench(load("dataset", name, roots(cards)), data, file, os.environ.get("HF_TOKEN"))
+    if json:
+        options.emit({"path": str(found.path), "sha256": found.sha256, "rows": found.rows, "warning": found.warning})
+        return
+    if found.warning:
+        typer.echo(f"warning: {found.warning}", err=True)
+    typer.echo(f"{name}: {found.rows} rows at {found.path} (sha256 {found.sha256[:16]})")
+
+
+@fetch.command("weights", epilog="Example: harness fetch weights sd-1-4")
+def weights(
+    name: Annotated[str, typer.Argument(help="Backbone; see `harness list backbones`.")],
+    cards: options.Cards = None,
+) -> None:
+    """Fetch a backbone's weights at the revision that its card pins."""
+    from harness.cards import load, roots
+    from harness.fetch import fetch_weights
+
+    typer.echo(f"{name}: {fetch_weights(load('backbone', name, roots(cards)), os.environ.get('HF_TOKEN'))}")

@@ -1,0 +1,54 @@
+"""Options that several commands share, and the folders they stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.evaluate import Places
+
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile", envvar="HARNESS_PROFILE", help="Which models play which role: paper, or shapes (embedded, CPU)."
+    ),
+]
+Cards = Annotated[
+    Path | None, typer.Option("--cards", help="Folder with cards of your own, looked up before the shipped ones.")
+]
+StoreDir = Annotated[
+    Path,
+    typer.Option("--store", envvar="HARNESS_STORE", help="Folder of shards; what is there is never computed again."),
+]
+Out = Annotated[
+    Path, typer.Option("--out", envvar="HARNESS_OUT", help="Folder of runs: scores, cells, report, contact sheet.")
+]
+Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="Folder of fetched benchmark files.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; everything else on standard error.")
+]
+
+STORE = Path(".harness/store")
+DATA = Path(".harness/data")
+OUT = Path("runs")
+
+
+def places(store: Path, out: Path, data: Path, cards: Path | None) -> Places:
+    """The folders as the run wants them."""
+    from harness.evaluate import Places
+
+    return Places(store=store, out=out, data=data, cards=cards)
+
+
+def split(text: str) -> tuple[str, ...]:
+    """``"a, b"`` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def emit(value: Any) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False))

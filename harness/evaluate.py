@@ -1,0 +1,246 @@
+"""One evaluation, from request to numbers: plan, run what is missing, gather, count, write.
+
+runs/<run>/run.json         command, plan, fingerprints and what they are made of
+runs/<run>/scores.parquet   every row of every chain, raw scores, no images
+runs/<run>/cells.json       the counts; report.md and contact.png are made from them
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from harness import __version__, cards, cells, plan
+from harness.cells import Cell
+from harness.errors import UserError
+from harness.fingerprint import FileHashes
+from harness.plan import Chain, Plan, Request
+from harness.schema import IMAGE, KEY
+from harness.store import Store, publish, read, write_atomically
+
+if TYPE_CHECKING:
+    from harness.flow import Outcome, Progress, Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Folders of a run."""
+
+    store: Path
+    out: Path
+    data: Path
+    cards: Path | None = None
+
+    @property
+    def roots(self) -> list[Path]:
+        return cards.roots(self.cards)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many rows may fail before a run counts as bad: a number of rows, or a share."""
+
+    rows: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``"0"``, ``"12"`` or ``"5%"``.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
+        if found is None or (found[2] and float(found[2]) > 100):
+            raise UserError(f"--max-errors {text!r}: give a number of rows (0, 12) or a share (5%)")
+        return cls(rows=int(found[1])) if found[1] else cls(share=float(found[2]) / 100)
+
+    def exceeded(self, errors: int, rows: int) -> bool:
+        """Whether ``errors`` failed rows out of ``rows`` are too many."""
+        return errors > (self.rows if self.rows is not None else (self.share or 0.0) * rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What an evaluation leaves: the plan, how it went, its cells, where things lie."""
+
+    plan: Plan
+    run: Path
+    outcome: Outcome | None  # None: everything was in the store
+    cells: tuple[Cell, ...] = ()
+    errors: int = 0
+    rows: int = 0
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {
+            "scores": self.run / "scores.parquet",
+            "report": self.run / "report.md",
+            "contact": self.run / "contact.png",
+        }
+
+
+def prepare(request: Request, places: Places) -> Plan:
+    """The plan of ``request``, after checking that all it needs is on this machine; writes nothing.
+
+    Raises:
+        UserError: a wrong name or file; or one message that lists everything missing and how to get it.
+    """
+    from harness import fetch
+
+    chosen = plan.choose(request, places.roots)
+    fetch.require([chosen.backbone, *chosen.benches], chosen.profile, places.data)
+    memory = places.store / "sha256.json"
+    hashes = FileHashes(memory if places.store.is_dir() else None)
+    return plan.make(request, places.roots, places.data, hashes)
+
+
+def evaluate(
+    request: Request, places: Places, resources: Resources, budget: Budget, progress: Progress, command: str
+) -> Finished:
+    """Run what is not in the store yet and count; ``cells`` is empty unless every shard is there.
+
+    Raises:
+        UserError: see ``prepare``; or the store cannot be used.
+        ConservationError: rows were lost or doubled (a bug, never a number).
+    """
+    made = prepare(request, places)
+    store = Store.open(places.store)
+    run = places.out / made.name
+    with store.lock():
+        _writable(run)
+        outcome = None
+        if made.missing(store):
+            from harness import flow
+            from harness.stages.base import Site
+
+            flow.check(resources)
+            site = Site(store=store, run=run, device="cuda" if resources.num_gpus else "cpu")
+            total = sum(c.num_rows for c in made.chains)
+            outcome = flow.execute(made, site, resources, progress, lambda n: budget.exceeded(n, total))
+            if not outcome.complete:
+                return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
+        return _conclude(made, store, run, outcome, command)
+
+
+def _writable(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(f"--out: {run} cannot be written: {error.strerror}") from None
+
+
+def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
+    scores = gather(made, store)
+    measured = measure(made, scores)
+    _replace(run / "scores.parquet", scores)
+    write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())
+    write_atomically(run / "cells.json", json.dumps([c.to_json() for c in measured], indent=1).encode())
+    from harness.report import contact_sheet, markdown
+
+    write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
+    if not (run / "contact.png").exists() or outcome is not None:
+        contact_sheet.write(run / "contact.png", lambda: _images(made, store), made.profile.name)
+    failed = sum(c.errors for c in measured if c.metric == "asr" and c.main)
+    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=failed, rows=scores.num_rows)
+
+
+def gather(made: Plan, store: Store) -> pa.Table:
+    """All rows of the run: image columns without the image, and every scorer's columns (null where it did not run).
+
+    Raises:
+        ValueError: a scorer's shard does not belong to its images.
+    """
+    tables = [_joined(chain, shard.key, store) for chain in made.chains for shard in chain.shards]
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def _joined(chain: Chain, key: str, store: Store) -> pa.Table:
+    columns = [n for n in IMAGE.names if n != "image"]
+    generate, *scores = chain.stages
+    table = read(store.path(generate.stage, generate.fingerprint, key), columns)
+    for spec in scores:
+        part = read(store.path(spec.stage, spec.fingerprint, key))
+        if part.select(list(KEY)) != table.select(list(KEY)):
+            raise ValueError(f"{spec.stage}/{spec.fingerprint}/{key} does not belong to its images")
+        for name in part.column_names:
+            if name not in KEY:
+                table = table.append_column(part.schema.field(name), part[name])
+    return table
+
+
+def measure(made: Plan, scores: pa.Table) -> list[Cell]:
+    """Every cell of the run, chain by chain."""
+    measured = []
+    for chain in made.chains:
+        rows = scores.filter(
+            pa.compute.and_(
+                pa.compute.equal(scores["defense"], chain.defense), pa.compute.equal(scores["bench"], chain.bench)
+            )
+        )
+        subset = None if chain.num_rows == chain.total_rows else f"{chain.num_rows}/{chain.total_rows}"
+        measured += cells.measure(
+            rows,
+            made.policies[chain.concept],
+            expected=chain.num_rows,
+            fingerprints=[s.fingerprint for s in chain.stages],
+            subset=subset,
+            defended=chain.defended,
+        )
+    return measured
+
+
+def record(made: Plan, command: str) -> dict[str, Any]:
+    """What run.json keeps: enough to trace every cell and to repeat the run."""
+    return {
+        "run": made.name,
+        "harness": __version__,
+        "command": command,
+        "request": asdict(made.request),
+        "profile": made.profile.name,
+        "backbone": made.backbone.name,
+        "policies": {c: [p.model_dump(mode="json") for p in ps] for c, ps in made.policies.items()},
+        "chains": [
+            {
+                "defense": c.defense,
+                "defended": c.defended,
+                "bench": c.bench,
+                "concept": c.concept,
+                "rows": c.num_rows,
+                "total_rows": c.total_rows,
+                "shards": [s.key for s in c.shards],
+                "stages": [{"stage": s.stage, "fingerprint": s.fingerprint, "key": dict(s.key)} for s in c.stages],
+            }
+            for c in made.chains
+        ],
+        "platform": {"python": platform.python_version(), "machine": platform.machine()},
+    }
+
+
+def request_of(record: Mapping[str, Any]) -> Request:
+    """The request that a run.json was made from."""
+    return Request(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()})
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    """Publish over an earlier version (the same bytes, unless a scorer was added)."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    publish(fresh, table)
+    fresh.replace(path)
+    (path.parent / ".tmp").rmdir()
+
+
+def _images(made: Plan, store: Store) -> Iterator[pa.Table]:
+    """The image shards, for the contact sheet."""
+    for chain in made.chains:
+        spec = chain.stages[0]
+        for shard in chain.shards:
+            yield read(store.path(spec.stage, spec.fingerprint, shard.key))
