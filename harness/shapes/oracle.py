@@ -7,8 +7,8 @@ foreground: how far each pixel lies on the way from its background to a colour o
 area and centroid of the coverage give each shape's size and place; the shape whose drawing overlaps
 the coverage best is the answer, or ``unknown`` where none overlaps well enough.
 
-Area and centroid survive blur, and the overlap is compared after a slight blur of both sides (two for the drawing), so the
-soft edges of a decoder matter little.
+Area and centroid survive blur, and the overlap is compared after a slight blur of both sides (two
+strengths for the drawing), so the soft edges of a decoder matter little.
 
     >>> import random
     >>> from harness.shapes import world

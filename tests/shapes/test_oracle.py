@@ -41,8 +41,11 @@ def test_clean_renders_are_read_exactly() -> None:
 )
 def test_blur_and_noise_are_tolerated(blur: float, noise: float, least: int) -> None:
     source = np.random.default_rng(0)
-    soft = lambda p: ndimage.gaussian_filter(p, (blur, blur, 0)) + source.normal(0, noise, p.shape)
-    assert exact(150, soft) >= least
+
+    def spoil(picture: Picture) -> Picture:
+        return ndimage.gaussian_filter(picture, (blur, blur, 0)) + source.normal(0, noise, picture.shape)
+
+    assert exact(150, spoil) >= least
 
 
 @given(st.integers(0, 10_000))
@@ -78,7 +81,7 @@ def test_shapeless_blobs_are_never_stars_nor_rings() -> None:
         colour = np.array(world.COLOURS[rng.choice(list(world.COLOURS))])
         ground = np.array(world.BACKGROUNDS[rng.choice(list(world.BACKGROUNDS))])
         reading = oracle.read((cover * colour + (1 - cover) * ground).astype(np.uint8))
-        assert not oracle.has(reading, "star") and not oracle.has(reading, "ring")
+        assert not {o.shape for o in reading.objects} & {"star", "ring"}
 
 
 def test_noise_holds_no_star() -> None:

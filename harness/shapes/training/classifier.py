@@ -14,9 +14,9 @@ import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from harness.shapes import world
@@ -66,7 +66,7 @@ def soften(x: Tensor, rng: random.Random) -> Tensor:
     taps = torch.exp(-(torch.arange(-3, 4) ** 2) / (2 * sigma**2))
     taps = taps / taps.sum()
     kernel = (taps[:, None] * taps[None, :]).expand(3, 1, 7, 7)
-    blurred = F.conv2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), kernel, groups=3)
+    blurred = functional.conv2d(functional.pad(x, (3, 3, 3, 3), mode="replicate"), kernel, groups=3)
     strength = torch.rand(len(x), 1, 1, 1) * 12 / 127.5
     return (blurred + strength * torch.randn_like(x)).clamp(-1, 1)
 
@@ -86,7 +86,7 @@ def loss(model: ResNetForImageClassification, vae: AutoencoderKL, rng: random.Ra
     x[:SOFTENED] = soften(x[:SOFTENED], rng)
     x[-DECODED:] = decode(vae, x[-DECODED:])
     logits = model(2 * x).logits  # mean 0.5, std 0.25
-    return F.binary_cross_entropy_with_logits(logits, targets(scenes)) * 10
+    return functional.binary_cross_entropy_with_logits(logits, targets(scenes)) * 10
 
 
 def main() -> None:
