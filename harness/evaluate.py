@@ -139,10 +139,10 @@ def _writable(run: Path) -> None:
 
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
     scores = gather(made, store)
-    measured = measure(made, scores)
+    measured = cells.measure(scores, made.policies, cells.origins(made))
     _replace(run / "scores.parquet", scores)
     write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())
-    write_atomically(run / "cells.json", json.dumps([c.to_json() for c in measured], indent=1).encode())
+    cells.write(run / "cells.json", measured)
     from harness.report import contact_sheet, markdown
 
     write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
@@ -174,27 +174,6 @@ def _joined(chain: Chain, key: str, store: Store) -> pa.Table:
             if name not in KEY:
                 table = table.append_column(part.schema.field(name), part[name])
     return table
-
-
-def measure(made: Plan, scores: pa.Table) -> list[Cell]:
-    """Every cell of the run, chain by chain."""
-    measured = []
-    for chain in made.chains:
-        rows = scores.filter(
-            pa.compute.and_(
-                pa.compute.equal(scores["defense"], chain.defense), pa.compute.equal(scores["bench"], chain.bench)
-            )
-        )
-        subset = None if chain.num_rows == chain.total_rows else f"{chain.num_rows}/{chain.total_rows}"
-        measured += cells.measure(
-            rows,
-            made.policies[chain.concept],
-            expected=chain.num_rows,
-            fingerprints=[s.fingerprint for s in chain.stages],
-            subset=subset,
-            defended=chain.defended,
-        )
-    return measured
 
 
 def record(made: Plan, command: str) -> dict[str, Any]:

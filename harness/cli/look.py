@@ -126,7 +126,7 @@ def doctor(
     cards: options.Cards = None,
     json: options.Json = False,
 ) -> None:
-    """Check this machine for a profile: versions, cores, GPUs, disk, weights, benchmarks; exit code 1 if it cannot run."""
+    """Check this machine for a profile: versions, GPUs, disk, weights, benchmarks; exit code 1 if it cannot run."""
     import shutil
 
     from harness import fetch, fingerprint

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from harness.errors import TransientError
+from harness.errors import TransientError, UserError
 from harness.plan import StageSpec
 from harness.store import Store, publish, read
 
@@ -181,7 +181,7 @@ class Stage:
             file.write(json.dumps(where | who | entry) + "\n")
 
 
-class _Hopeless(Exception):
+class _HopelessError(Exception):
     """Every row tried so far failed."""
 
     def __str__(self) -> str:
@@ -211,7 +211,7 @@ class _Bisection:
     def _solve(self, rows: pa.Table) -> pa.Table:
         try:
             output = self._worker(rows)
-        except (TransientError, MemoryError, _Hopeless):
+        except (TransientError, MemoryError, UserError, _HopelessError):
             raise
         except Exception as error:
             if rows.num_rows > 1:
@@ -222,7 +222,7 @@ class _Bisection:
             self._log({"row": _name(rows), "traceback": traceback.format_exc()})
             self._failures.append(error)
             if len(self._failures) >= self.hopeless and not self._succeeded:
-                raise _Hopeless(self._failures[0]) from self._failures[0]
+                raise _HopelessError(self._failures[0]) from self._failures[0]
             return self._worker.failed(rows, f"{self._stage}:{type(error).__name__}")
         self._succeeded = True
         return output

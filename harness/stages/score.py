@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from harness import scorers
-from harness.errors import RowError
+from harness.errors import RowError, UserError
 from harness.schema import KEY
 
 if TYPE_CHECKING:
@@ -44,9 +44,14 @@ class Score:
     def __call__(self, rows: pa.Table) -> pa.Table:
         images: list[np.ndarray] = []
         places: list[int] = []
-        entries = rows.select([*KEY, "image"]).to_pylist()
+        entries = rows.select([*KEY, "image", "image_sha256"]).to_pylist()
         for i, entry in enumerate(entries):
-            data = entry.pop("image")
+            data, drawn = entry.pop("image"), entry.pop("image_sha256")
+            if data is None and drawn is not None:
+                raise UserError(
+                    "the pictures of this run were discarded; to score them anew, remove their shards "
+                    "(`harness store prune --stage generate`) and run the same command: they are drawn again"
+                )
             if data is None:
                 continue
             try:

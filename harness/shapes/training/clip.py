@@ -9,13 +9,14 @@ flipped, object dropped) are what makes the text feature bind colour to shape.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from harness.shapes import world
@@ -47,13 +48,11 @@ def train_tokenizer() -> CLIPTokenizer:
             break
     merges = [tuple(m) for m in _merges(bpe)]
     vocab = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
-    vocab = list(dict.fromkeys(vocab)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = [*dict.fromkeys(vocab), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={w: i for i, w in enumerate(vocab)}, merges=merges, model_max_length=WINDOW)
 
 
 def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
     found = json.loads(bpe.to_str())["model"]["merges"]
     return [m if isinstance(m, list) else m.split(" ") for m in found]
 
@@ -102,7 +101,8 @@ def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random) -> Tens
     images = 2 * pixels([world.render(s, rng) for s in scenes])  # mean 0.5, std 0.25
     with torch.autocast("cpu", torch.bfloat16):
         out = model(input_ids=ids, pixel_values=images)
-    text, image = F.normalize(out.text_embeds.float(), dim=-1), F.normalize(out.image_embeds.float(), dim=-1)
+    text = functional.normalize(out.text_embeds.float(), dim=-1)
+    image = functional.normalize(out.image_embeds.float(), dim=-1)
     scale = model.logit_scale.exp().clamp(max=60)
     true, wrong = text[:BATCH], text[BATCH:].view(NEGATIVES, BATCH, -1)
     logits = scale * image @ true.T
@@ -110,7 +110,7 @@ def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random) -> Tens
     logits = logits.masked_fill(same, -1e4)
     hard = scale * torch.einsum("bd,nbd->bn", image, wrong)
     target = torch.arange(BATCH)
-    return F.cross_entropy(torch.cat([logits, hard], 1), target) + F.cross_entropy(logits.T, target)
+    return functional.cross_entropy(torch.cat([logits, hard], 1), target) + functional.cross_entropy(logits.T, target)
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from harness.shapes import world
@@ -102,7 +102,7 @@ class Objective:
         t = torch.randint(0, 1000, (BATCH,))
         noisy = self.scheduler.add_noise(x, noise, t)
         predicted = self.unet(noisy, t, encoder_hidden_states=self.encode(captions)).sample
-        return F.mse_loss(predicted, self.scheduler.get_velocity(x, noise, t))
+        return functional.mse_loss(predicted, self.scheduler.get_velocity(x, noise, t))
 
 
 def main() -> None:
