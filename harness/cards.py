@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, overload
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.cardfile import parse, show
 from harness.errors import UserError, nearest
@@ -228,11 +228,12 @@ class Edition(Model):
     height: Count | None = None
     drawn_at: Count | None = None  # width of the backbone that a row's size refers to; others draw at their own
 
-    @model_validator(mode="after")
-    def _source(self) -> Edition:
-        if not re.match(r"package:\S|https://\S|hub:[\w.-]+/[\w.-]+@[\w.-]+/\S|user$", self.source):
-            raise ValueError("source must be 'package:PATH', 'https://...', 'hub:OWNER/REPO@REVISION/PATH' or 'user'")
-        return self
+    @field_validator("source")
+    @classmethod
+    def _known_form(cls, source: str) -> str:
+        if not re.match(r"package:\S|https://\S|hub:[\w.-]+/[\w.-]+@[\w.-]+/\S|user$", source):
+            raise ValueError("must be 'package:PATH', 'https://...', 'hub:OWNER/REPO@REVISION/PATH' or 'user'")
+        return source
 
 
 class DatasetCard(Card):
