@@ -274,7 +274,8 @@ def _token(given: str | None) -> str | None:
         return given or os.environ["HF_TOKEN"]
     from huggingface_hub import get_token
 
-    return get_token()
+    stored: str | None = get_token()
+    return stored
 
 
 def _reason(error: Exception) -> str:
