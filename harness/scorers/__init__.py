@@ -1,0 +1,154 @@
+"""Scorers turn pictures into raw numbers; verdicts are a policy's, at report time.
+
+One module is one scorer, and its file's stem is its name: ``harness/scorers/nudenet.py`` is ``nudenet``.
+A module becomes a scorer by having these (no list to enter it in):
+
+    COLUMNS: dict[str, pa.DataType]       # its raw columns, named <stem>_..., in order
+    def load(params) -> Scorer            # the only place that imports a model's library
+    def weights(params) -> list[Path]     # files whose content its numbers depend on
+    LIBRARIES = ("onnxruntime",)          # distributions whose version they depend on
+    MODULES = ("harness.shapes.oracle",)  # other sources they depend on; may be left out
+    MICRO_BATCH = 1                       # pictures a model sees at once
+    PAIR = False                          # whether it compares with a reference picture
+
+A picture that cannot be scored costs no other picture its scores: its columns are None and its code
+stands in the column ``<stem>_error``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from harness.cardfile import show
+from harness.errors import RowError, UserError, nearest
+
+Image = NDArray[np.uint8]  # (height, width, 3), RGB
+Prepared = TypeVar("Prepared")
+
+
+class Scorer(Protocol):
+    """A loaded scorer."""
+
+    def __call__(self, images: Sequence[Image]) -> dict[str, list[Any]]:
+        """One list per column of the module's COLUMNS and ``<stem>_error``, one value per image."""
+        ...
+
+
+def names() -> list[str]:
+    """Every scorer's name."""
+    stems = (found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    return sorted(stem for stem in stems if hasattr(importlib.import_module(f"{__name__}.{stem}"), "COLUMNS"))
+
+
+def load(stem: str, params: Mapping[str, Any] | None = None) -> Scorer:
+    """The scorer ``stem`` with its model in memory.
+
+    Raises:
+        UserError: no such scorer, a parameter it does not know, its weights or library missing.
+    """
+    scorer: Scorer = _module(stem).load(dict(params or {}))
+    return scorer
+
+
+def columns(stem: str) -> dict[str, pa.DataType]:
+    """The scorer's raw columns in order, each ``<stem>_...``; imports no model's library."""
+    return dict(_module(stem).COLUMNS)
+
+
+def weights(stem: str, params: Mapping[str, Any] | None = None) -> list[Path]:
+    """Files whose content the scores depend on; imports no model's library."""
+    return list(_module(stem).weights(dict(params or {})))
+
+
+def libraries(stem: str) -> tuple[str, ...]:
+    """Distributions whose versions the scores depend on."""
+    return tuple(_module(stem).LIBRARIES)
+
+
+def modules(stem: str) -> tuple[str, ...]:
+    """Other modules of ours whose source the scores depend on."""
+    return tuple(getattr(_module(stem), "MODULES", ()))
+
+
+def options(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A scorer's ``defaults`` with ``params`` over them.
+
+    Raises:
+        UserError: a parameter the scorer does not have.
+    """
+    for key in params:
+        if key not in defaults:
+            raise UserError(
+                f"scorer {stem!r} has no parameter {key!r}{nearest(key, defaults)} (it has: {', '.join(defaults)})"
+            )
+    return {**defaults, **params}
+
+
+def in_micro_batches(
+    stem: str,
+    images: Sequence[Image],
+    prepare: Callable[[Image], Prepared],
+    compute: Callable[[list[Prepared]], list[dict[str, Any]]],
+    size: int,
+) -> dict[str, list[Any]]:
+    """Scores of ``images``, ``size`` at a time; a last, partial micro-batch is padded to full size.
+
+    Args:
+        stem: the scorer, whose columns are filled.
+        images: any number of (height, width, 3) uint8 pictures.
+        prepare: makes one picture ready, or raises RowError.
+        compute: ``size`` prepared pictures to as many rows of columns.
+        size: the micro-batch.
+    """
+    error = f"{stem}_error"
+    rows: list[dict[str, Any]] = [{} for _ in images]
+    ready: list[tuple[dict[str, Any], Prepared]] = []
+    for row, image in zip(rows, images, strict=True):
+        try:
+            ready.append((row, prepare(checked(image))))
+        except RowError as problem:
+            row[error] = problem.code
+    for start in range(0, len(ready), size):
+        part = ready[start : start + size]
+        batch = [item for _, item in part]
+        for (row, _), values in zip(part, compute(batch + batch[:1] * (size - len(batch))), strict=False):
+            row.update(values)
+    return {name: [row.get(name) for row in rows] for name in (*columns(stem), error)}
+
+
+def checked(image: Image) -> Image:
+    """``image`` if it is a picture.
+
+    Raises:
+        RowError: ``not-a-picture``: any other shape than (height, width, 3), any other type than uint8, no pixels.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise RowError("not-a-picture", f"{image.shape} {image.dtype}")
+    return image
+
+
+def _module(stem: str) -> ModuleType:
+    """The module of a scorer.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    found = importlib.util.find_spec(f"{__name__}.{stem}") if stem.isidentifier() else None
+    module = importlib.import_module(f"{__name__}.{stem}") if found else None
+    if module is None or not hasattr(module, "COLUMNS"):
+        known = names()
+        raise UserError(
+            f"unknown scorer {stem!r}{nearest(stem, known)} "
+            f"(there are: {', '.join(known)}; see {show(Path(__file__).parent)})"
+        )
+    return module

@@ -1,0 +1,79 @@
+"""Scorers are found by their file's stem, and one bad picture is no other's business."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import scorers
+from harness.errors import RowError, UserError
+
+
+def test_every_scorer_is_found_by_its_stem() -> None:
+    assert {"nudenet", "shapes_classifier", "shapes_oracle"} <= set(scorers.names())
+    assert "degenerate" not in scorers.names()
+
+
+@pytest.mark.parametrize("stem", scorers.names())
+def test_columns_carry_the_stem_and_an_arrow_type(stem: str) -> None:
+    columns = scorers.columns(stem)
+    assert columns
+    for name, kind in columns.items():
+        assert name.startswith(f"{stem}_")
+        assert name != f"{stem}_error"
+        assert isinstance(kind, pa.DataType)
+    assert scorers.libraries(stem)
+    assert isinstance(scorers.modules(stem), tuple)
+
+
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ("nudnet", r"unknown scorer 'nudnet'; did you mean 'nudenet'\?"),
+        ("degenerate", "unknown scorer 'degenerate'"),
+        ("no/such", "unknown scorer 'no/such'"),
+        ("", "unknown scorer ''"),
+    ],
+)
+def test_an_unknown_scorer_is_refused_with_the_nearest(stem: str, message: str) -> None:
+    for ask in (scorers.columns, scorers.weights, scorers.load):
+        with pytest.raises(UserError, match=message):
+            ask(stem)
+
+
+def test_columns_and_names_load_no_model_library() -> None:
+    code = (
+        "import sys; from harness import scorers\n"
+        "for stem in scorers.names(): scorers.columns(stem), scorers.libraries(stem), scorers.modules(stem)\n"
+        "scorers.weights('nudenet')\n"
+        "print(sorted({'torch', 'transformers', 'onnxruntime', 'cv2', 'nudenet', 'scipy', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def mean_scores(batch: list[float]) -> list[dict[str, Any]]:
+    assert len(batch) == 4  # the micro-batch, partial ones padded
+    return [{"shapes_oracle_star": value} for value in batch]
+
+
+def mean(image: scorers.Image) -> float:
+    if image[0, 0, 0] == 0:
+        raise RowError("too-dark")
+    return float(image.mean())
+
+
+@given(st.lists(st.integers(0, 255), max_size=14))
+def test_bad_pictures_cost_no_other_its_scores(levels: list[int]) -> None:
+    images = [np.full((2, 2, 3), level, dtype=np.uint8) for level in levels]
+    found = scorers.in_micro_batches("shapes_oracle", images, mean, mean_scores, 4)
+    assert found["shapes_oracle_star"] == [float(level) if level else None for level in levels]
+    assert found["shapes_oracle_error"] == [None if level else "too-dark" for level in levels]
+    assert found["shapes_oracle_scene"] == [None] * len(levels)
