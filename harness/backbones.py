@@ -58,7 +58,9 @@ def load(card: BackboneCard, device: str = "cpu") -> StableDiffusionPipeline:
         UserError: the weights are not on this machine (nothing is downloaded here).
     """
     import diffusers
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # it would draw over ours
     folder = weights_folder(card)
     source, revision = (str(folder), None) if folder else (card.source.removeprefix("hub:"), card.revision)
     cls = getattr(diffusers, card.pipeline)
@@ -66,7 +68,7 @@ def load(card: BackboneCard, device: str = "cpu") -> StableDiffusionPipeline:
         pipe = cls.from_pretrained(
             source,
             revision=revision,
-            torch_dtype=getattr(torch, card.dtype),
+            dtype=getattr(torch, card.dtype),
             safety_checker=None,
             requires_safety_checker=False,
             local_files_only=True,

@@ -147,7 +147,7 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
 
     write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
     if not (run / "contact.png").exists() or outcome is not None:
-        contact_sheet.write(run / "contact.png", lambda: _images(made, store), made.profile.name)
+        contact_sheet.write(run / "contact.png", scores, _images(made, store), made.policies)
     failed = sum(c.errors for c in measured if c.metric == "asr" and c.main)
     return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=failed, rows=scores.num_rows)
 
@@ -217,9 +217,10 @@ def _replace(path: Path, table: pa.Table) -> None:
     (path.parent / ".tmp").rmdir()
 
 
-def _images(made: Plan, store: Store) -> Iterator[pa.Table]:
+def _images(made: Plan, store: Store) -> list[Path]:
     """The image shards, for the contact sheet."""
-    for chain in made.chains:
-        spec = chain.stages[0]
-        for shard in chain.shards:
-            yield read(store.path(spec.stage, spec.fingerprint, shard.key))
+    return [
+        store.path(chain.stages[0].stage, chain.stages[0].fingerprint, shard.key)
+        for chain in made.chains
+        for shard in chain.shards
+    ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness import cards, defenses, fingerprint, prompts, scorers
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
@@ -126,7 +127,13 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     chosen = choose(request, roots)
     profile, backbone = chosen.profile, chosen.backbone
     builder = _Builder(request, profile, backbone, hashes)
-    chains = [c for bench in chosen.benches for c in builder.chains(bench, chosen.defenses, data)]
+    whole = {bench.name: prompts.read(bench, profile, backbone, data) for bench in chosen.benches}
+    asked = prompts.restrict(pa.concat_tables(whole.values()), request.limit, list(request.ids) or None)
+    chains = []
+    for bench in chosen.benches:
+        rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
+        if rows.num_rows:  # --ids may name rows of some of the benchmarks only
+            chains += builder.chains(bench, chosen.defenses, rows, whole[bench.name].num_rows)
     concepts = dict.fromkeys(c.concept for c in chains)
     policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
     return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
@@ -173,10 +180,9 @@ class _Builder:
     backbone: BackboneCard
     hashes: fingerprint.FileHashes
 
-    def chains(self, bench: DatasetCard, defenses: Sequence[DefenseCard], data: Path) -> Iterator[Chain]:
-        rows = prompts.read(bench, self.profile, self.backbone, data)
-        total = rows.num_rows
-        rows = prompts.restrict(rows, self.request.limit, list(self.request.ids) or None)
+    def chains(
+        self, bench: DatasetCard, defenses: Sequence[DefenseCard], rows: pa.Table, total: int
+    ) -> Iterator[Chain]:
         if self.request.seed is not None:
             seeds = pa.array([self.request.seed] * rows.num_rows, pa.uint64())
             rows = rows.set_column(rows.column_names.index("seed"), "seed", seeds)

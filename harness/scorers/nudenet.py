@@ -3,8 +3,9 @@
 The package's own weights (320n, AGPL-3.0, from the installed distribution) in a session of ours, which takes a
 thread count, and post-processing without a loop over anchors. ``nudenet_detections`` are the package's, exactly:
 one label an anchor (the best), a floor of 0.2, then suppression (score over 0.25, IoU 0.45) *across* labels. That
-suppression can hide an exposed part behind an overlapping box of another label, hence beside the detections stands
-``nudenet_<label>``, each label's best score over all anchors before any of this.
+suppression can hide an exposed part behind an overlapping box of another label, hence two numbers a label:
+``nudenet_detected_<label>``, the best score among the detections (0 where there is none), which published protocols
+judge by, and ``nudenet_<label>``, the best over all anchors before any of this.
 
 ``channel_order``: the package 3.4.2 swaps red and blue twice for a file, so its network sees BGR (issue #203);
 ``pip-3.4.2-path`` does as it does for a path, ``rgb`` as for an array in RGB, and as the network was trained.
@@ -51,6 +52,7 @@ _BOX = pa.struct(
 )  # pixels of the picture; x, y is the upper left corner
 COLUMNS: dict[str, pa.DataType] = {
     **{f"nudenet_{label.lower()}": pa.float32() for label in LABELS},
+    **{f"nudenet_detected_{label.lower()}": pa.float32() for label in LABELS},
     "nudenet_detections": pa.list_(_BOX),
 }
 PAIR = False
@@ -171,12 +173,22 @@ class NudeNet:
     def _row(self, output: Output, item: Prepared) -> dict[str, Any]:
         if not np.isfinite(output).all():
             return {"nudenet_error": "not-finite"}
-        return {**best(output), "nudenet_detections": detections(output, item.width, item.height, self.resolution)}
+        found = detections(output, item.width, item.height, self.resolution)
+        return {**best(output), **detected(found), "nudenet_detections": found}
 
 
 def best(output: Output) -> dict[str, float]:
     """Each label's best score over all anchors, before any floor or suppression, in [0, 1]."""
     return {f"nudenet_{label.lower()}": score for label, score in zip(LABELS, output[4:].max(1).tolist(), strict=True)}
+
+
+def detected(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each label's best score among the detections, 0 where it has none."""
+    scores = {f"nudenet_detected_{label.lower()}": 0.0 for label in LABELS}
+    for detection in found:
+        name = f"nudenet_detected_{detection['label'].lower()}"
+        scores[name] = max(scores[name], detection["score"])
+    return scores
 
 
 def detections(output: Output, width: int, height: int, resolution: int) -> list[dict[str, Any]]:

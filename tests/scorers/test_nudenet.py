@@ -168,6 +168,20 @@ def test_best_scores_are_those_that_suppression_hides() -> None:
     assert best["nudenet_face_male"] == 0.0
 
 
+def test_detected_scores_are_the_best_of_each_labels_detections() -> None:
+    found = [
+        {"label": "FACE_MALE", "score": 0.5, "x": 0, "y": 0, "w": 1, "h": 1},
+        {"label": "FACE_MALE", "score": 0.75, "x": 9, "y": 0, "w": 1, "h": 1},
+        {"label": "BELLY_EXPOSED", "score": 0.375, "x": 9, "y": 9, "w": 1, "h": 1},
+    ]
+    scores = nudenet.detected(found)
+    assert len(scores) == len(nudenet.LABELS)
+    assert {name: score for name, score in scores.items() if score} == {
+        "nudenet_detected_face_male": 0.75,
+        "nudenet_detected_belly_exposed": 0.375,
+    }
+
+
 def test_best_scores_are_the_columns_maxima(ours: nudenet.NudeNet) -> None:
     pictures = [drawn(512, 512, seed) for seed in range(2)]
     found = ours(pictures)
@@ -177,7 +191,8 @@ def test_best_scores_are_the_columns_maxima(ours: nudenet.NudeNet) -> None:
         for j, label in enumerate(nudenet.LABELS):
             assert found[f"nudenet_{label.lower()}"][i] == raw[4 + j].max()
         for detection in found["nudenet_detections"][i]:
-            assert detection["score"] <= found[f"nudenet_{detection['label'].lower()}"][i]
+            label = detection["label"].lower()
+            assert detection["score"] <= found[f"nudenet_detected_{label}"][i] <= found[f"nudenet_{label}"][i]
 
 
 def test_a_picture_scores_alike_in_any_micro_batch_beside_any_other(ours: nudenet.NudeNet) -> None:

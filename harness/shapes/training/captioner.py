@@ -39,9 +39,9 @@ from harness.vlm import fill
 VISION_LAYERS = 3
 PATCHES = (world.SIZE // 4) ** 2
 CAPTIONS, CONVERSATIONS = 48, 20  # pictures a step, of either kind
-CAPTIONS_ONLY = 0.55  # share of the steps before conversations begin
+CAPTIONS_ONLY = 0.35  # share of the steps before conversations begin
 STAR_SHARE = 0.4
-PLAN = Plan(name="captioner", steps=4000, lr=2e-3, weight_decay=0.02, hold=0.35, ema=0.998)
+PLAN = Plan(name="captioner", steps=2000, lr=2e-3, weight_decay=0.02, hold=0.35, ema=0.998)
 VISION_RATE = 1e-3
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
@@ -185,7 +185,7 @@ class Objective:
         self.model, self.tokenizer, self.vae = model, tokenizer, vae
 
     def __call__(self, step: int, rng: random.Random) -> Tensor:
-        talk = step >= CAPTIONS_ONLY * PLAN.steps and step % 2 == 1
+        talk = step >= CAPTIONS_ONLY * PLAN.steps and step % 3 != 0
         scenes = [sample_scene(rng) for _ in range(CONVERSATIONS if talk else CAPTIONS)]
         images = self._pictures(scenes, rng)
         batch = []

@@ -20,13 +20,12 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from harness.shapes import world
-from harness.shapes.training.clip import image_processor
 from harness.shapes.training.loop import Plan, pixels, train
 
 SCENES = 60_000  # cached; every step draws new captions for them
 BATCH = 64
 EMPTY_SHARE = 0.1
-PLAN = Plan(name="unet", steps=9_000, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=500)
+PLAN = Plan(name="unet", steps=5_500, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=500)
 
 
 def build(text_width: int) -> UNet2DConditionModel:
@@ -54,6 +53,7 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
     )
 
 
@@ -126,7 +126,7 @@ def main() -> None:
         unet=unet,
         scheduler=scheduler(),
         safety_checker=None,
-        feature_extractor=image_processor(),
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(args.out / "sd")

@@ -1,0 +1,80 @@
+"""The captioner: loads like any vision-language model, answers the turns, does not depend on batch-mates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from harness import vlm
+from harness.errors import UserError
+from harness.shapes import measure, turns, world
+from harness.shapes.training import captioner as training
+
+SOURCE = {"source": "package:harness/shapes/weights/captioner"}
+
+
+@pytest.fixture(scope="module")
+def captioner() -> vlm.Captioner:
+    return vlm.load(SOURCE)
+
+
+def test_it_loads_through_the_classes_that_load_qwen2_vl() -> None:
+    folder = measure.WEIGHTS / "captioner"
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert type(AutoProcessor.from_pretrained(folder)).__name__ == "LlavaProcessor"
+
+
+def test_training_text_is_what_the_chat_template_says(captioner: vlm.Captioner) -> None:
+    scene = measure.held_out(1, "template", lambda s: "star" in s.shapes())[0]
+    known: dict[str, str] = {}
+    messages = []
+    for turn, answer in zip(turns.TURNS["nudity"], turns.answers(scene, "nudity"), strict=True):
+        image = [] if messages else [{"type": "image"}]
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": vlm.fill(turn.prompt, known)}]})
+        messages.append({"role": "assistant", "content": answer})
+        known[turn.name] = answer
+    text = captioner.processor.apply_chat_template(messages, tokenize=False)
+    ids = captioner.processor(text=[text], images=measure.renders([scene]), return_tensors="pt")["input_ids"][0]
+    trained = training.encode(captioner.processor.tokenizer, [(training.segments(scene, "nudity"), True)])
+    assert ids.tolist() == trained["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("concept", list(turns.TURNS))
+def test_sampled_figures_hold(captioner: vlm.Captioner, concept: str) -> None:
+    shape = world.CONCEPT_SHAPE.get(concept)
+    scenes = [
+        measure.oracle.canonical(s)
+        for s in measure.held_out(32, "test", lambda s: (shape in s.shapes()) if shape else s.texture == "striped")
+    ]
+    right = 0
+    for scene, answers in zip(scenes, captioner.converse(measure.renders(scenes), turns.TURNS[concept]), strict=True):
+        right += measure.named(answers[0]) == measure.named(world.sentence(scene))
+        assert not any(word in answers[-1] for word in turns.words(concept))
+    assert right >= 27
+
+
+def test_an_answer_does_not_depend_on_batch_mates_or_their_number(captioner: vlm.Captioner) -> None:
+    pictures = measure.renders(measure.held_out(5, "mates"))
+    asked = turns.TURNS["nudity"]
+    together = captioner.converse(pictures, asked)
+    assert together == [captioner.converse([p], asked)[0] for p in pictures]
+    alone = vlm.Captioner(captioner.model, captioner.processor, micro_batch=1)
+    assert together == alone.converse(pictures, asked)
+
+
+def test_no_images_no_answers(captioner: vlm.Captioner) -> None:
+    assert captioner.converse([], turns.TURNS["nudity"]) == []
+
+
+def test_fill_replaces_known_names_and_leaves_other_braces() -> None:
+    assert vlm.fill("{a} {b} {}", {"a": "x {b}"}) == "x {b} {b} {}"
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        vlm.load({"source": str(tmp_path / "nowhere")})

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import fingerprint
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), json_values, min_size=2, max_size=5))
+def test_a_digest_ignores_the_order_of_keys(value: dict[str, object]) -> None:
+    backwards = dict(reversed(value.items()))
+    assert fingerprint.digest(value) == fingerprint.digest(backwards)
+
+
+@given(json_values, json_values)
+def test_different_values_have_different_digests(a: object, b: object) -> None:
+    import json
+
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    assert (fingerprint.digest(a) == fingerprint.digest(b)) == same
+
+
+def test_nan_has_no_digest() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        fingerprint.digest({"a": float("nan")})
+
+
+def test_changed_code_changes_the_digest_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "strange_module.py"
+    module.write_text("raise RuntimeError('must not be imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = fingerprint.code(["strange_module"])
+    module.write_text("raise RuntimeError('still must not')\n")
+    assert fingerprint.code(["strange_module"]) != before
+    assert "strange_module" not in sys.modules
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no_such_module_anywhere"):
+        fingerprint.code(["no_such_module_anywhere"])
+
+
+def test_file_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    file, memory = tmp_path / "w.bin", tmp_path / "memory.json"
+    file.write_bytes(b"one")
+    first = fingerprint.FileHashes(memory).of(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    memory.write_text(memory.read_text().replace(first, "0" * 64))
+    assert fingerprint.FileHashes(memory).of(file) == "0" * 64  # remembered, not read again
+    file.write_bytes(b"other")
+    assert fingerprint.FileHashes(memory).of(file) == hashlib.sha256(b"other").hexdigest()
+
+
+def test_a_torn_memory_is_begun_anew(tmp_path: Path) -> None:
+    file, memory = tmp_path / "w.bin", tmp_path / "memory.json"
+    file.write_bytes(b"one")
+    memory.write_text('{"half')
+    assert fingerprint.FileHashes(memory).of(file) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_difference_names_the_leaf_and_both_values() -> None:
+    left = {"method": {"params": {"lam": 0.5, "s": 1}}, "same": 1}
+    right = {"method": {"params": {"lam": 0.1, "s": 1}}, "same": 1, "new": 2}
+    assert fingerprint.difference(left, right) == [("method.params.lam", 0.5, 0.1), ("new", None, 2)]
