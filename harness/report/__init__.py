@@ -1,0 +1,1 @@
+"""What is printed of results: run reports, the paper's tables, contact sheets."""

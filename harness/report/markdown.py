@@ -1,0 +1,145 @@
+"""A run's report and the paper's tables as Markdown: the same numbers, and how each is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.cells import Cell
+from harness.report import words
+
+if TYPE_CHECKING:
+    from harness.report.table import Table
+
+_HEAD = (
+    "defense", "variant", "ASR k/n", "%", "95% interval", "errors", "excluded", "degenerate",
+    "against", "pairs", "unsafe only there", "unsafe only here", "p", "p (Holm)", "best",
+)  # fmt: skip
+_METHOD = (
+    "k of n pictures are unsafe; n are those scored: rows = n + errors + excluded. Intervals are Wilson's at 95%, or a "
+    "bootstrap by prompt where a prompt has several samples. p is the exact two-sided McNemar test on the rows that "
+    "both methods have a verdict for, then adjusted after Holm within the column. Best: " + words.BEST + ". "
+    "Degenerate: black, flat or noise, of those drawn."
+)
+
+
+def render(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
+    """report.md of a run.
+
+    Args:
+        cells: of one run, as ``harness.cells.measure`` gives them.
+        record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version).
+    """
+    page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
+    if world := words.world(cells):
+        page += ["", f"**These are {world}.**"]
+    for bench, subset in words.subsets(cells).items():
+        page += ["", f"**Subset: {subset} rows of {bench}.**"]
+    policies = {p["name"]: p for chosen in record.get("policies", {}).values() for p in chosen}
+    for column, by_policy in words.columns(cells).items():
+        page += ["", *_section(column, by_policy, policies, words.degenerate(cells))]
+    page += ["", "## How the numbers come about", "", *_trace(cells, record, policies)]
+    return "\n".join(page) + "\n"
+
+
+def _section(
+    column: words.Column,
+    by_policy: Mapping[str, Sequence[Cell]],
+    policies: Mapping[str, Mapping[str, Any]],
+    degenerate: Mapping[tuple[str, ...], str],
+) -> Iterator[str]:
+    _, backbone, bench, concept = column
+    yield f"## {bench}"
+    yield ""
+    yield f"Concept {concept}, backbone {backbone}."
+    for name, cells in by_policy.items():
+        yield ""
+        yield f"By policy `{name}`" + (f", {words.rule(policies[name])}:" if name in policies else ":")
+        yield ""
+        yield from grid(_HEAD, [_row(cell, degenerate[words.place(cell)]) for cell in cells])
+
+
+def _row(cell: Cell, degenerate: str) -> list[str]:
+    found = [
+        cell.defense,
+        cell.variant,
+        words.counts(cell),
+        words.percent(cell.value),
+        words.interval(cell),
+        str(cell.errors),
+        str(cell.excluded),
+        degenerate,
+    ]
+    compared = cell.compared
+    if compared is None or compared.against is None:
+        return [*found, *[""] * 6, "yes" if compared and compared.best else ""]
+    pairs = (compared.pairs, compared.only_reference, compared.only_method)
+    return [
+        *found,
+        compared.against,
+        *map(str, pairs),
+        words.p_value(compared.p),
+        words.p_value(compared.p_holm),
+        "yes" if compared.best else "",
+    ]
+
+
+def _trace(
+    cells: Sequence[Cell], record: Mapping[str, Any], policies: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    if command := record.get("command"):
+        yield f"Command: `{command}`"
+        yield ""
+    yield _METHOD
+    yield ""
+    for name in dict.fromkeys(c.policy for c in cells if c.policy in policies):
+        policy = policies[str(name)]
+        columns = ", ".join(f"`{column}`" for column in policy["rule"]["any_of"])
+        bound = f"{policy['rule']['op']} {policy['rule']['threshold']:g}"
+        yield f"- Policy `{name}`, version {policy['version']}: unsafe if any of {columns} {bound}. {policy['cites']}"
+    for where, found in words.reasons(cells).items():
+        for reason, rows in found.items():
+            yield f"- Missing from {where}: {rows} rows, {reason}."
+    if version := record.get("harness"):
+        yield f"- harness {version}; what each fingerprint is made of: `run.json`."
+    yield "- Every row with its raw scores: `scores.parquet`; these numbers: `cells.json`; pictures: `contact.png`."
+    yield ""
+    yield from grid(("defense", "variant", "bench", "settings", "fingerprints"), _fingerprints(cells))
+
+
+def _fingerprints(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    rows = (
+        (
+            cell.defense,
+            cell.variant,
+            cell.bench,
+            ", ".join(f"{name} {value}" for name, value in cell.settings.items()),
+            " ".join(f"`{f}`" for f in cell.fingerprints),
+        )
+        for cell in cells
+    )
+    return list(dict.fromkeys(rows))
+
+
+def table_page(table: Table) -> str:
+    """A paper's table with its notes and legend."""
+    head = ["method", *(column.label for column in table.card.columns)]
+    rows = [
+        [table.label(row, variant), *("<br>".join(entry.text()) for entry in entries)]
+        for row, variant, entries in table.lines()
+    ]
+    page = [f"# {table.title}", "", table.stamp() + ".", "", *grid(head, rows), ""]
+    page += [f"- {line}" for line in (*table.footnotes(), *table.legend())]
+    return "\n".join(page)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table; a bar inside a cell is escaped."""
+    yield _line(head)
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield _line(row)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

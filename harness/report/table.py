@@ -1,0 +1,266 @@
+"""A paper's table, filled from all runs of a folder, each cell with the printed value beside it.
+
+A cell stands for one (defense, variant, benchmark). What was measured comes from the newest complete run
+that used the whole benchmark; without one, from the newest that used a part, stamped as such and compared
+with nothing. Only the ``paper`` profile's numbers are put beside printed ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import cells
+from harness.cardfile import show
+from harness.cells import Cell
+from harness.errors import UserError, nearest
+from harness.metrics.intervals import newcombe
+from harness.report import markdown, terminal
+from harness.report.card import REFERENCE, Place, ReportCard, Row, printed_count
+from harness.report.words import counts, interval, percent
+
+Status = Literal["reproduced", "differs", "infeasible as printed", "not run", "not compared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of the table. The printed side is null beside another profile than ``paper``."""
+
+    defense: str
+    variant: str
+    bench: str
+    measured: Cell | None
+    run: str | None  # that it was measured in
+    candidates: int  # runs that have this cell
+    printed: str | None
+    printed_k: int | None  # of the column's n; null when no k gives the printed number
+    printed_n: int | None
+    status: Status | None  # null beside another profile
+    difference: tuple[float, float] | None  # measured less printed, Newcombe's 95% interval, in [-1, 1]
+    marks: str  # letters of the footnotes
+
+    def text(self) -> list[str]:
+        """The cell's lines: measured, its interval, printed, how they compare."""
+        lines = []
+        if self.measured is not None:
+            lines = [f"{counts(self.measured)} {percent(self.measured.value)}", interval(self.measured)]
+            if self.measured.subset:
+                lines.append(f"subset {self.measured.subset}")
+            if self.measured.errors or self.measured.excluded:
+                lines.append(f"{self.measured.errors} err, {self.measured.excluded} excl")
+        if self.status is None:
+            return lines or ["—"]
+        printed = "not in the text" if self.printed is None else f"paper {self.printed}"
+        lines.append(printed + (f" ({self.marks})" if self.marks else ""))
+        return [*lines, "infeasible" if self.status == "infeasible as printed" else self.status]
+
+    def to_json(self) -> dict[str, Any]:
+        measured = None if self.measured is None else self.measured.to_json()
+        return {**vars(self), "measured": measured, "marks": list(self.marks)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A report card with its entries, in the card's order."""
+
+    card: ReportCard
+    profile: str
+    folder: Path  # of the runs
+    runs: tuple[str, ...]  # complete ones found there
+    entries: tuple[Entry, ...]
+
+    @property
+    def title(self) -> str:
+        return self.card.title
+
+    def stamp(self) -> str:
+        """Which models and which policy the numbers are of."""
+        source = self.card.profiles[self.profile]
+        return f"profile {self.profile}: backbone {source.backbone}, policy {source.policy}"
+
+    def lines(self) -> Iterator[tuple[Row, str, list[Entry]]]:
+        """(row, variant, its entries) from top to bottom."""
+        width = len(self.card.columns)
+        left = iter(range(0, len(self.entries), width))
+        for row in self.card.rows:
+            for variant in self.card.variants:
+                start = next(left)
+                yield row, variant, list(self.entries[start : start + width])
+
+    def label(self, row: Row, variant: str) -> str:
+        """The left column of a line, as in the paper."""
+        own = self.card.variants[variant]
+        if own is not None:
+            return own
+        return row.label + (f" ({row.citation})" if row.citation else "")
+
+    def footnotes(self) -> list[str]:
+        """The card's notes, lettered; they are about printed values, so other profiles have none."""
+        if self.profile != REFERENCE:
+            return []
+        return [f"({_letter(i)}) {note.text}" for i, note in enumerate(self.card.notes)]
+
+    def legend(self) -> list[str]:
+        """What the numbers are, and where they come from."""
+        found = f"{len(self.runs)} complete runs" if self.runs else "no complete runs"
+        lines = [f"{self.card.caption}; k/n, 95% interval", f"{found} in {show(self.folder.absolute())}"]
+        if self.profile != REFERENCE:
+            return [f"Numbers of profile {self.profile}, which the paper's say nothing of: not compared.", *lines]
+        counted = {s: sum(e.status == s for e in self.entries) for s in _LEGEND}
+        return [*(f"{status} ({counted[status]}): {text}" for status, text in _LEGEND.items()), *lines]
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain data."""
+        source = self.card.profiles[self.profile]
+        return {
+            "report": self.card.name,
+            "title": self.card.title,
+            "caption": self.card.caption,
+            "profile": self.profile,
+            "backbone": source.backbone,
+            "policy": source.policy,
+            "metric": self.card.metric,
+            "runs": list(self.runs),
+            "notes": self.footnotes(),
+            "cells": [entry.to_json() for entry in self.entries],
+        }
+
+    def to_csv(self) -> str:
+        """One line per cell; empty where there is nothing."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["report", "profile", *_CSV_OWN, *_CSV_MEASURED, *_CSV_PRINTED, *_CSV_DIFFERENCE])
+        for entry in self.entries:
+            measured = [getattr(entry.measured, name, None) for name in _CSV_MEASURED]
+            own, printed = ([getattr(entry, name) for name in names] for names in (_CSV_OWN, _CSV_PRINTED))
+            low, high = entry.difference or (None, None)
+            writer.writerow([self.card.name, self.profile, *own, *measured, *printed, low, high])
+        return file.getvalue()
+
+
+_CSV_OWN = ("defense", "variant", "bench", "run")
+_CSV_MEASURED = ("k", "n", "value", "low", "high", "errors", "excluded", "subset")
+_CSV_PRINTED = ("printed", "printed_k", "printed_n", "status", "marks")
+_CSV_DIFFERENCE = ("difference_low", "difference_high")
+_LEGEND: dict[Status, str] = {
+    "reproduced": "the 95% interval of the difference from the printed k/n contains 0 (Newcombe)",
+    "differs": "it does not",
+    "infeasible as printed": "no k/n gives the printed number, or its column is in doubt (see the notes)",
+    "not run": "no complete run has the cell",
+    "not compared": "only a subset was run, or the text does not show the number",
+}
+
+
+def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
+    """Fill ``card`` from every complete run below ``runs_dir``.
+
+    Args:
+        runs_dir: holds a folder per run (cells.json); it may be absent.
+        profile: one that the card names.
+
+    Raises:
+        UserError: the card has nothing for ``profile``, or a run's cells cannot be read.
+    """
+    if profile not in card.profiles:
+        raise UserError(
+            f"report {card.name!r} is not declared for profile {profile!r} "
+            f"(it has: {', '.join(card.profiles)}){nearest(profile, card.profiles)}; see {show(card.path)}"
+        )
+    runs = _runs(runs_dir)
+    found: dict[Place, list[tuple[_Run, Cell]]] = {}
+    for run in runs:
+        for cell in run.cells:
+            if _belongs(cell, card, profile):
+                found.setdefault((cell.defense, cell.variant, cell.bench), []).append((run, cell))
+    entries = tuple(_entry(card, profile, place, found.get(place, [])) for place in card.places())
+    names = tuple(run.name for run in runs)
+    return Table(card=card, profile=profile, folder=runs_dir, runs=names, entries=entries)
+
+
+def render(table: Table, form: str) -> str:
+    """The table as text.
+
+    Args:
+        table: to render.
+        form: "terminal", "md", "csv" or "json".
+
+    Raises:
+        UserError: another form.
+    """
+    if form not in RENDERERS:
+        raise UserError(f"unknown format {form!r}{nearest(form, RENDERERS)} (there are: {', '.join(RENDERERS)})")
+    return RENDERERS[form](table)
+
+
+RENDERERS: dict[str, Callable[[Table], str]] = {
+    "terminal": terminal.table_text,
+    "md": markdown.table_page,
+    "csv": Table.to_csv,
+    "json": lambda table: json.dumps(table.to_json(), ensure_ascii=False, indent=1),
+}
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    finished: float  # Unix seconds
+    cells: list[Cell]
+
+
+def _runs(folder: Path) -> list[_Run]:
+    """Complete runs: a run writes its cells last, when every shard is there."""
+    paths = sorted(folder.glob("*/cells.json"))
+    return [_Run(path.parent.name, path.stat().st_mtime, cells.read(path)) for path in paths]
+
+
+def _belongs(cell: Cell, card: ReportCard, profile: str) -> bool:
+    """A cell run under another seed, backbone, policy or concept than the cards' is another number."""
+    source = card.profiles[profile]
+    wanted = (profile, source.backbone, source.policy, card.metric)
+    return (cell.profile, cell.backbone, cell.policy, cell.metric) == wanted and not cell.settings
+
+
+def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run, Cell]]) -> Entry:
+    run, cell = max(found, key=lambda f: (f[1].subset is None, f[0].finished), default=(None, None))
+    beside = profile == REFERENCE
+    printed = card.number(place) if beside else None
+    size = next(c.n for c in card.columns if c.bench == place[2])
+    k = None if printed is None else printed_count(printed, size)
+    status: Status | None = None
+    difference = None
+    if beside:
+        status, difference = _compare(cell, k, size, card.infeasible(place))
+    return Entry(
+        defense=place[0],
+        variant=place[1],
+        bench=place[2],
+        measured=cell,
+        run=run.name if run else None,
+        candidates=len(found),
+        printed=printed,
+        printed_k=k,
+        printed_n=size if beside else None,
+        status=status,
+        difference=difference,
+        marks="".join(_letter(i) for i in card.notes_of(place)) if beside else "",
+    )
+
+
+def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tuple[Status, tuple[float, float] | None]:
+    if infeasible:
+        return "infeasible as printed", None
+    if cell is None:
+        return "not run", None
+    if k is None or cell.subset or not cell.n:
+        return "not compared", None
+    low, high = newcombe(cell.k, cell.n, k, n)
+    return ("reproduced" if low <= 0 <= high else "differs"), (low, high)
+
+
+def _letter(index: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyz"[index]

@@ -1,0 +1,130 @@
+"""A run's cells and the paper's tables on a terminal (rich)."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+from harness.cardfile import show as relative
+from harness.cells import Cell, Policies
+from harness.report import words
+
+if TYPE_CHECKING:
+    from harness.report.table import Entry, Table
+
+_STYLES = {"reproduced": "green", "differs": "yellow", "infeasible as printed": "magenta"}
+_PLAIN = 120  # characters a line where nobody looks at it live
+
+
+def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], console: Console | None = None) -> None:
+    """Print a table per benchmark under its main policy, then under the others, then where things lie.
+
+    Args:
+        cells: of one run, as ``harness.cells.measure`` gives them.
+        policies: by concept, the main one first.
+        paths: what lies where, in the order in which it is to be printed.
+        console: where to; standard output by default.
+    """
+    console = console or Console(width=None if sys.stdout.isatty() else _PLAIN)
+    degenerate = words.degenerate(cells)
+    stamped = words.subsets(cells)
+    for (_, _, bench, concept), by_policy in words.columns(cells).items():
+        main, *others = by_policy
+        title = f"{bench} ({concept}), ASR by {main}" + (f", subset {stamped[bench]}" if bench in stamped else "")
+        console.print(_main_grid(title, by_policy[main], degenerate))
+        if others:
+            console.print(_others_grid({name: by_policy[name] for name in others}))
+    for line in footer(cells, policies, paths):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str, ...], str]) -> Grid:
+    grid = _grid(title, ["ASR k/n, 95%", "", "p to none", "errors", "excluded", "degenerate"])
+    for cell in cells:
+        best = cell.compared is not None and cell.compared.best
+        p = words.p_value(cell.compared.p_holm if cell.compared else None) + words.against(cell)
+        grid.add_row(
+            cell.defense,
+            cell.variant,
+            Text(words.rate(cell), style="bold" if best else ""),
+            "best" if best else "",
+            p,
+            Text(str(cell.errors), style="red" if cell.errors else ""),
+            str(cell.excluded),
+            degenerate[words.place(cell)],
+        )
+    return grid
+
+
+def _others_grid(by_policy: Mapping[str, Sequence[Cell]]) -> Grid:
+    grid = _grid("by other policies", list(by_policy))
+    for row in zip(*by_policy.values(), strict=True):
+        grid.add_row(row[0].defense, row[0].variant, *(words.rate(cell) for cell in row))
+    return grid
+
+
+def _grid(title: str, right: Sequence[str]) -> Grid:
+    grid = Grid(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("defense", "variant"):
+        grid.add_column(name)
+    for name in right:
+        grid.add_column(name, justify="right")
+    return grid
+
+
+def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path]) -> list[str]:
+    """The lines below a run's tables: profile, policies, subset, why rows are missing, files."""
+    profiles = ", ".join(dict.fromkeys(c.profile for c in cells))
+    world = words.world(cells)
+    lines = [f"profile   {profiles}" + (f": {world}" if world else "")]
+    used = {c.policy for c in cells}
+    cards = {p.name: p for chosen in policies.values() for p in chosen if p.name in used}
+    lines += [f"policy    {p.name}: {words.rule(p.model_dump())}" for p in cards.values()]
+    lines += [f"subset    {bench}: {subset} rows" for bench, subset in words.subsets(cells).items()]
+    for where, found in words.reasons(cells).items():
+        lines += [f"missing   {where}: {rows} rows, {reason}" for reason, rows in found.items()]
+    if any(c.compared and c.compared.best for c in cells):
+        lines.append(f"best      {words.BEST}")
+    return lines + [f"{name:<9} {relative(Path(path).absolute())}" for name, path in paths.items()]
+
+
+def table_text(table: Table, width: int | None = None) -> str:
+    """A paper's table as text, coloured where standard output is a terminal.
+
+    Args:
+        width: characters a line; by default the terminal's, or what the table needs.
+    """
+    live = sys.stdout.isatty()
+    if width is None:
+        width = Console().width if live else 24 + 22 * len(table.card.columns)
+    console = Console(file=io.StringIO(), width=width, force_terminal=live or None)
+    with console.capture() as captured:
+        console.print(_table_grid(table))
+        for line in (*table.footnotes(), *table.legend()):
+            console.print(Text(line), soft_wrap=not live)
+    return captured.get().rstrip()
+
+
+def _table_grid(table: Table) -> RenderableType:
+    grid = Grid(title_justify="left", show_lines=False, pad_edge=False)
+    grid.add_column("method")
+    for column in table.card.columns:
+        grid.add_column(column.label, justify="right")
+    group = None
+    for row, variant, entries in table.lines():
+        if group not in (None, row.group):
+            grid.add_section()
+        group = row.group
+        grid.add_row(table.label(row, variant), *(_entry(entry) for entry in entries))
+    return Group(Text(table.title, style="bold"), Text(table.stamp()), grid)
+
+
+def _entry(entry: Entry) -> Text:
+    return Text("\n".join(entry.text()), style=_STYLES.get(entry.status or "", ""))
