@@ -1,0 +1,1 @@
+"""Columns become counts, intervals and tests; no model, no torch, and nothing slow to import."""
