@@ -1,0 +1,147 @@
+"""Defenses: what changes a backbone so that it draws more safely; one module per mechanism.
+
+A *mechanism* is a module here with ``load(pipe, params, artefact) -> Defense`` and, when something must
+be made before it can run, ``build(pipe, params) -> tensors``. Cards (``pipelines/defenses``) name
+mechanisms by file stem, so a new one is one new file. Importing this package imports no model library.
+
+``params`` are a card's resolved parameters, with ``concept`` beside them: the concept the run is about,
+for the guard. Where it is missing, the guard's strictest rule (``nudity``) holds.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.defenses.base import Defense as Defense
+
+_FOLDER = Path(__file__).parent
+HUB = "hub:"  # "hub:OWNER/REPO@COMMIT/PATH"
+
+
+def names() -> list[str]:
+    """The mechanisms: modules of this package that define ``load``."""
+    return sorted(p.stem for p in _FOLDER.glob("[a-z]*.py") if "load" in _functions(p.stem))
+
+
+def load(mechanism: str, pipe: Any, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None = None) -> Defense:
+    """The defense, ready to be attached to ``pipe``.
+
+    Args:
+        mechanism: module stem.
+        pipe: a diffusers StableDiffusionPipeline; not changed.
+        params: resolved parameters.
+        artefact: what ``build`` made; None where there is nothing to build.
+
+    Raises:
+        UserError: unknown mechanism or parameter, or a bad value.
+    """
+    defense: Defense = _module(mechanism).load(pipe, params, artefact)
+    return defense
+
+
+def build(mechanism: str, pipe: Any, params: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The defense's new UNet tensors: from its published weights where ``params`` names some, else made.
+
+    Args:
+        mechanism: module stem.
+        pipe: the undefended pipeline; not changed.
+        params: resolved parameters; ``weights`` replaces building by a file or hub id.
+
+    Returns:
+        diffusers UNet key to float32 tensor; keys that do not change are left out or equal.
+
+    Raises:
+        UserError: nothing to build, a bad parameter, a refused text, or weights that do not fit.
+    """
+    module = _module(mechanism)
+    if not hasattr(module, "build"):
+        raise UserError(f"defense mechanism {mechanism!r} has nothing to build (its card needs `artefact: false`)")
+    if params.get("weights") is not None:
+        from harness.defenses import artefact
+
+        return artefact.read(artefact.locate(str(params["weights"])), pipe.unet)
+    tensors: dict[str, Tensor] = module.build(pipe, params)
+    return tensors
+
+
+def read_artefact(path: Path, unet: Any = None) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pt`` file; see ``harness.defenses.artefact.read``."""
+    from harness.defenses import artefact
+
+    return artefact.read(path, unet)
+
+
+def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+    """Write tensors and provenance; see ``harness.defenses.artefact.write``."""
+    from harness.defenses import artefact
+
+    artefact.write(path, tensors, provenance)
+
+
+def modules(mechanism: str) -> list[str]:
+    """Dotted names of the sources that a mechanism's behaviour depends on, for its fingerprint.
+
+    Follows imports within this package through the sources; nothing is imported.
+    """
+    _known(mechanism)
+    found: dict[str, None] = {}
+    todo = [mechanism, "base"]
+    while todo:
+        stem = todo.pop()
+        if stem not in found:
+            found[stem] = None
+            todo.extend(_imports(stem))
+    return sorted(f"{__name__}.{stem}" for stem in found)
+
+
+def files(params: Mapping[str, Any]) -> list[Path]:
+    """Local files that ``params`` name, whose content belongs into the fingerprint.
+
+    Published weights and a user's list of texts to preserve. A hub id carries its commit instead.
+    """
+    named = [params.get("weights"), params.get("preserve")]
+    return [Path(v).expanduser() for v in named if isinstance(v, str) and not v.startswith(HUB)]
+
+
+def _module(mechanism: str) -> ModuleType:
+    _known(mechanism)
+    return importlib.import_module(f"{__name__}.{mechanism}")
+
+
+def _known(mechanism: str) -> None:
+    known = names()
+    if mechanism not in known:
+        near = nearest(mechanism, known)
+        raise UserError(f"unknown defense mechanism {mechanism!r}{near} (there are: {', '.join(known)}; see {_FOLDER})")
+
+
+@cache
+def _source(stem: str) -> ast.Module:
+    return ast.parse((_FOLDER / f"{stem}.py").read_text(encoding="utf-8"))
+
+
+def _functions(stem: str) -> set[str]:
+    return {node.name for node in _source(stem).body if isinstance(node, ast.FunctionDef)}
+
+
+def _imports(stem: str) -> set[str]:
+    """Stems of this package's modules that ``stem`` imports, anywhere in its source."""
+    found: set[str] = set()
+    for node in ast.walk(_source(stem)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == __name__:
+                found.update(alias.name for alias in node.names)
+            elif node.module.startswith(f"{__name__}."):
+                found.add(node.module.removeprefix(f"{__name__}."))
+    return {stem for stem in found if (_FOLDER / f"{stem}.py").is_file()}

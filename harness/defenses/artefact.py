@@ -1,0 +1,174 @@
+"""Built or published UNet tensors as files: read strictly, written with where they come from.
+
+Files are safetensors or torch checkpoints of plain tensors. Pickled code is never executed
+(``weights_only=True``, no fallback), and every key must be one of the UNet's: frameworks that ignore
+unknown keys load nothing from a renamed checkpoint and say nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from harness.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<path>\S+)")
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def check(tensors: Mapping[str, Tensor], unet: Any, where: str) -> None:
+    """Every tensor fits one of the UNet's.
+
+    Raises:
+        UserError: naming the key, and the nearest of the UNet's or both shapes.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+    for key, tensor in tensors.items():
+        if key not in shapes:
+            unknown = sum(k not in shapes for k in tensors)
+            raise UserError(
+                f"{where}: key {key!r} is not one of the UNet's{nearest(key, shapes)} "
+                f"({unknown} of {len(tensors)} keys are not; diffusers' names are expected)"
+            )
+        if tuple(tensor.shape) != shapes[key]:
+            raise UserError(f"{where}: {key!r} has shape {tuple(tensor.shape)}, the UNet's has {shapes[key]}")
+
+
+def read(path: Path, unet: Any = None) -> dict[str, Tensor]:
+    """The tensors of a file, in float32 on the CPU.
+
+    Args:
+        path: ``.safetensors``, or a torch checkpoint that holds tensors by name (or one level down,
+            under ``unet``). Where ``write``'s provenance lies beside it, the content must match it.
+        unet: if given, all tensors must fit it.
+
+    Raises:
+        UserError: missing, unreadable, changed since it was written, code inside, no tensors, not finite,
+            or not this UNet's.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    beside = provenance_path(path)
+    if beside.exists():
+        _verify(path, beside)
+    tensors = {key: value.detach().float() for key, value in _tensors(_open(path), path).items()}
+    if unet is not None:
+        check(tensors, unet, str(path))
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {key!r} holds values that are not finite")
+    return tensors
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+    """Write tensors to ``path`` (``.safetensors``) and provenance beside it (``.json``).
+
+    Each file appears whole or not at all; equal tensors give equal bytes.
+
+    Args:
+        path: its folder must exist.
+        tensors: UNet key to tensor.
+        provenance: JSON-able: mechanism, variant, concept, parameters, backbone, source...
+    """
+    content = safetensors.torch.save({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)})
+    record = {**provenance, "tensors": len(tensors), "sha256": hashlib.sha256(content).hexdigest()}
+    _publish(provenance_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
+    _publish(path, content)  # last: where it lies, its provenance does too
+
+
+def provenance_path(path: Path) -> Path:
+    """Where ``write`` says what ``path`` is."""
+    return path.with_suffix(".json")
+
+
+def locate(weights: str) -> Path:
+    """The local file of a card's ``weights``; nothing is downloaded.
+
+    Args:
+        weights: a path, or ``hub:OWNER/REPO@COMMIT/PATH`` in Hugging Face's cache.
+
+    Raises:
+        UserError: not there (and how to get it), or a hub id without its commit.
+    """
+    if not weights.startswith("hub:"):
+        return Path(weights).expanduser()
+    match = _HUB.fullmatch(weights)
+    if match is None:
+        raise UserError(
+            f"weights {weights!r}: a hub id is hub:OWNER/REPO@COMMIT/PATH, the commit in 40 hexadecimal digits"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, commit, name = match["repo"], match["commit"], match["path"]
+    found = try_to_load_from_cache(repo, name, revision=commit)
+    if not isinstance(found, str):
+        raise UserError(
+            f"weights {weights} are not on this machine; get them with `hf download {repo} {name} --revision {commit}`"
+        )
+    return Path(found)
+
+
+def _open(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix in _TORCH:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except EOFError:
+        raise UserError(f"{path}: is cut short") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: is no checkpoint, or holds more than tensors; pickled code is never run "
+            "(convert it to safetensors where you trust it)"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{path}: weights are .safetensors or one of {', '.join(_TORCH)}")
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("unet"), dict):
+        content = content["unet"]  # a checkpoint of several models
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: holds no tensors by name")
+    for key, value in content.items():
+        if not (isinstance(key, str) and isinstance(value, torch.Tensor) and value.is_floating_point()):
+            raise UserError(f"{path}: {key!r} is {type(value).__name__}, not a tensor of floating point")
+    return content
+
+
+def _verify(path: Path, beside: Path) -> None:
+    try:
+        expected = json.loads(beside.read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{beside}: is no provenance of {path.name}; remove both and build again") from None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected != found:
+        raise UserError(f"{path}: is not what {beside.name} says was written; remove both and build again")
+
+
+def _publish(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

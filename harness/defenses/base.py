@@ -1,0 +1,164 @@
+"""What every defense is, and what their modules share: parameters, UNet deltas, text embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import RowError, UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pipe = Any  # a diffusers StableDiffusionPipeline, whose components type checkers do not see
+
+
+class Defense:
+    """A change to a pipeline that can be undone. This one changes nothing."""
+
+    def attach(self, pipe: Pipe) -> None:
+        """After this, ``pipe`` draws as the defense says."""
+
+    def detach(self, pipe: Pipe) -> None:
+        """Leave ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
+
+    def begin(self, count: int) -> dict[str, Any]:
+        """Forget the last micro-batch; called before each call of the pipeline.
+
+        Args:
+            count: images in the coming micro-batch.
+
+        Returns:
+            Further arguments for the pipeline's call.
+        """
+        return {}
+
+
+class UnetDelta(Defense):
+    """Replaces tensors of the UNet.
+
+    Args:
+        tensors: diffusers UNet key to new tensor, of the shape that the UNet has there.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+        self._originals: dict[str, Tensor] = {}
+
+    def attach(self, pipe: Pipe) -> None:
+        """Copy the tensors in, in the UNet's dtype.
+
+        Raises:
+            UserError: a key that the UNet lacks, or another shape; nothing is changed then.
+        """
+        from harness.defenses.artefact import check
+
+        if self._originals:
+            raise RuntimeError("this defense is attached already")
+        check(self.tensors, pipe.unet, "the defense")
+        state = pipe.unet.state_dict()  # shares memory with the parameters
+        with torch.no_grad():
+            for key, tensor in self.tensors.items():
+                self._originals[key] = state[key].clone()
+                state[key].copy_(tensor)
+
+    def detach(self, pipe: Pipe) -> None:
+        state = pipe.unet.state_dict()
+        with torch.no_grad():
+            for key, tensor in self._originals.items():
+                state[key].copy_(tensor)
+        self._originals = {}
+
+
+class Params(BaseModel):
+    """Parameters that every mechanism takes; subclasses add their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concept: str = "nudity"  # of the run, for the guard; the strictest where it is not given
+    weights: str | None = None  # published weights in place of building: a path, or "hub:OWNER/REPO@COMMIT/PATH"
+
+
+AnyParams = TypeVar("AnyParams", bound=Params)
+
+
+def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
+    """``params`` as ``model``, strictly (``"0.5"`` is no number).
+
+    Raises:
+        UserError: one line with mechanism, parameter and what is allowed.
+    """
+    mechanism = model.__module__.rpartition(".")[2]
+    try:
+        return model.model_validate_json(json.dumps(dict(params)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            near, allowed = nearest(key, model.model_fields), ", ".join(model.model_fields)
+            raise UserError(f"defense {mechanism}: unknown parameter {key!r}{near} (it takes: {allowed})") from None
+        raise UserError(f"defense {mechanism}: parameter {key!r}: {first['msg']}") from None
+
+
+def checked(text: str, concept: str) -> str:
+    """``text`` if it may be built from.
+
+    Raises:
+        UserError: the guard refuses it.
+    """
+    from harness.guard import guard
+
+    try:
+        guard(text, concept)
+    except RowError as error:
+        raise UserError(f"a defense may not be built from the text {text!r} ({error.code})") from None
+    return text
+
+
+class Encoded(NamedTuple):
+    """One text as the denoiser sees it."""
+
+    states: Tensor  # (window, width): last hidden states, in the text encoder's dtype, on its device
+    last: int  # position of the last content token; 0, the start token's, for a text without content
+
+
+def encode(pipe: Pipe, text: str) -> Encoded:
+    """Embed ``text`` as the pipeline itself does, whatever the window and width of its encoder.
+
+    Raises:
+        UserError: the text is longer than the window, so that its end would be lost silently.
+    """
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    window = int(tokenizer.model_max_length)
+    needed = len(tokenizer(text).input_ids)
+    if needed > window:
+        raise UserError(f"a defense's text takes {needed} tokens, the text encoder {window}: {text[:60]!r}...")
+    tokens = tokenizer(text, padding="max_length", max_length=window, return_tensors="pt")
+    device = next(encoder.parameters()).device
+    masked = getattr(encoder.config, "use_attention_mask", None)
+    mask = tokens.attention_mask.to(device) if masked else None
+    with torch.no_grad():
+        states = encoder(tokens.input_ids.to(device), attention_mask=mask)[0][0]
+    # The mask covers start, content and end; padding may share the end's id, so ids would not tell.
+    return Encoded(states, max(int(tokens.attention_mask.sum()) - 2, 0))
+
+
+def projections(unet: Any) -> dict[str, Tensor]:
+    """Key and value matrices of every cross-attention: what turns text into keys and values.
+
+    Returns:
+        UNet key (``...attn2.to_k.weight``) to float64 copy (rows, text width) on the CPU, in UNet order.
+    """
+    ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
+    found = {
+        key: tensor.detach().to("cpu", torch.float64, copy=True)
+        for key, tensor in unet.named_parameters()
+        if key.endswith(ends)
+    }
+    if not found:
+        raise UserError("this backbone's UNet has no cross-attention (`attn2`) to edit")
+    return found

@@ -1,0 +1,94 @@
+"""Closed-form edits of linear maps that read text embeddings; pure functions over tensors.
+
+Rows are embeddings: keys (n, width) hold one key each, a weight (rows, width) maps a key k to W k.
+Everything is computed in float64, whatever comes in. Rows of a weight do not interact, so that several
+matrices over the same embeddings may be stacked and edited at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scales(NamedTuple):
+    """How much each term of the edit weighs."""
+
+    stay: float  # lambda: towards the old weight, > 0
+    erase: float  # s: keys take their wanted values
+    preserve: float  # p: preserved keys keep theirs
+
+
+def gram(keys: Tensor) -> Tensor:
+    """Sum of k k^T over ``keys`` (n, width): (width, width) float64."""
+    keys = keys.double()
+    total: Tensor = keys.T @ keys
+    return total
+
+
+def edit(weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales: Scales) -> Tensor:
+    """The weight that gives ``keys`` the wanted ``values`` and else changes little.
+
+    Minimises  erase sum |W' k - v|^2 + preserve sum |W' r - W r|^2 + stay |W' - W|^2  by
+
+        W' = (stay W + erase sum v k^T + preserve W R) (stay I + erase sum k k^T + preserve R)^-1
+
+    with R the sum of r r^T (Gandikota et al. 2024, UCE, Eq. 7; Orgad et al. 2023, TIME). Computed as the change
+
+        W' - W = erase sum (v - W k) k^T (stay I + erase sum k k^T + preserve R)^-1
+
+    which is the same, costs a tenth when keys are few, and is exactly zero where nothing is asked for.
+
+    Args:
+        weight: W, (rows, width).
+        keys: (n, width).
+        values: (n, rows), wanted for each key.
+        preserved: R, (width, width), from ``gram``.
+        scales: weights of the three terms.
+
+    Returns:
+        W', (rows, width) float64.
+
+    Raises:
+        ValueError: ``stay`` is not positive (the solution would not be unique).
+    """
+    if scales.stay <= 0:
+        raise ValueError(f"stay must be positive, got {scales.stay}")
+    weight, keys, values, preserved = weight.double(), keys.double(), values.double(), preserved.double()
+    identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    resistance = scales.stay * identity + scales.erase * gram(keys) + scales.preserve * preserved
+    reach: Tensor = torch.linalg.solve(resistance, keys.T)  # (width, n)
+    wanting = values - keys @ weight.T
+    return weight + scales.erase * wanting.T @ reach.T
+
+
+def remove_direction(values: Tensor, unwanted: Tensor) -> Tensor:
+    """``values`` less their part along ``unwanted``, both (n, rows), each taken as one long vector."""
+    direction: Tensor = unwanted / torch.linalg.vector_norm(unwanted)
+    return values - (direction * values).sum() * direction
+
+
+def recover(edited: Tensor, original: Tensor, concept: Tensor, reg: float) -> Tensor:
+    """The embeddings that make an edited map answer as the original does to ``concept``.
+
+    Minimises  |edited c - original c0|^2 + reg |c|^2  for each row c0 of ``concept`` by
+
+        c = (reg I + edited^T edited)^-1 edited^T original c0
+
+    (Gong et al. 2024, RECE, Eq. 8 and 10; the matrices of all layers stacked).
+
+    Args:
+        edited: (rows, width).
+        original: (rows, width).
+        concept: (n, width).
+        reg: > 0; small embeddings are preferred.
+
+    Returns:
+        (n, width) float64.
+    """
+    edited, original, concept = edited.double(), original.double(), concept.double()
+    identity = torch.eye(edited.shape[1], dtype=torch.float64, device=edited.device)
+    solved: Tensor = torch.linalg.solve(reg * identity + gram(edited), edited.T @ (original @ concept.T))
+    return solved.T

@@ -1,0 +1,17 @@
+"""No defense: the undefended backbone, which every other one is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.defenses.base import Defense, Params, Pipe, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
+    """Changes nothing."""
+    parse(Params, params)
+    return Defense()
