@@ -13,12 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.cardfile import parse, show
 from harness.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from harness.report.card import ReportCard
 
 Kind = Literal["backbone", "defense", "regenerator", "judge", "policy", "profile", "dataset", "report"]
 
@@ -302,6 +305,8 @@ def load(kind: Literal["policy"], name: str, roots: Sequence[Path]) -> PolicyCar
 def load(kind: Literal["profile"], name: str, roots: Sequence[Path]) -> ProfileCard: ...
 @overload
 def load(kind: Literal["dataset"], name: str, roots: Sequence[Path]) -> DatasetCard: ...
+@overload
+def load(kind: Literal["report"], name: str, roots: Sequence[Path]) -> ReportCard: ...
 @overload
 def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card: ...
 def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card:

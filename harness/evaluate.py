@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +205,8 @@ def record(made: Plan, command: str) -> dict[str, Any]:
 
 def request_of(record: Mapping[str, Any]) -> Request:
     """The request that a run.json was made from."""
-    return Request(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()})
+    choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()}
+    return Request(**choices)
 
 
 def _replace(path: Path, table: pa.Table) -> None:

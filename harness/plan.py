@@ -129,7 +129,7 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     builder = _Builder(request, profile, backbone, hashes)
     whole = {bench.name: prompts.read(bench, profile, backbone, data) for bench in chosen.benches}
     asked = prompts.restrict(pa.concat_tables(whole.values()), request.limit, list(request.ids) or None)
-    chains = []
+    chains: list[Chain] = []
     for bench in chosen.benches:
         rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
         if rows.num_rows:  # --ids may name rows of some of the benchmarks only

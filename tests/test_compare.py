@@ -38,7 +38,8 @@ def test_p_is_mcnemars_exact_test(pairs: list[tuple[bool | None, bool | None]]) 
 def test_p_is_adjusted_after_holm_within_the_defenses(columns: list[str]) -> None:
     column: dict[Method, dict[tuple[str, int], bool | None]] = {("none", "base"): verdicts("u" * 12)}
     column |= {(f"d{i}", "base"): verdicts(text) for i, text in enumerate(columns)}
-    found = [compare(column)[f"d{i}", "base"] for i in range(len(columns))]
+    compared = compare(column)
+    found = [compared[f"d{i}", "base"] for i in range(len(columns))]
     expected = multipletests([f.p for f in found], method="holm")[1]
     assert [f.p_holm for f in found] == pytest.approx(list(expected))
 

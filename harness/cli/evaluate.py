@@ -41,6 +41,9 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Generators at work at once. Default: GPUs, else cores.")
 ]
 NumGpus = Annotated[int | None, typer.Option("--num-gpus", min=0, help="GPUs to use. Default: all that are visible.")]
+DiscardImages = Annotated[
+    bool, typer.Option("--discard-images", help="Remove the pictures once they are scored; numbers stay.")
+]
 Executor = Annotated[
     str, typer.Option("--executor", help="ray, or inline: the same stages in this process, for debugging.")
 ]
@@ -76,6 +79,7 @@ def evaluate(
     workers: Workers = None,
     executor: Executor = "ray",
     max_errors: MaxErrors = "5%",
+    discard_images: DiscardImages = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop; the same as `harness plan`.")
     ] = False,
@@ -91,6 +95,8 @@ def evaluate(
         _print_plan(request, places, json)
         return
     _run(request, places, (num_gpus, workers, executor), max_errors, json)
+    if discard_images:
+        _discard(request, places)
 
 
 def plan(
@@ -207,6 +213,18 @@ def _run(
             file=sys.stderr,
         )
         raise typer.Exit(3)
+
+
+def _discard(request: Request, places: Places) -> None:
+    """Remove the run's own pictures from the store."""
+    from harness.evaluate import prepare
+    from harness.store import Store
+
+    drawn = {c.stages[0].fingerprint for c in prepare(request, places).chains}
+    store = Store.open_existing(places.store)
+    with store.lock():
+        freed = store.discard_images([e for e in store.entries() if e.stage == "generate" and e.fingerprint in drawn])
+    print(f"pictures discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
 
 
 def _unfinished(finished: Finished, outcome: Outcome, budget: Any) -> None:

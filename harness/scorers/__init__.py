@@ -50,6 +50,11 @@ def names() -> list[str]:
     return sorted(stem for stem in stems if hasattr(importlib.import_module(f"{__name__}.{stem}"), "COLUMNS"))
 
 
+def summary(stem: str) -> str:
+    """What the scorer is, the first line of its module's docstring."""
+    return (_module(stem).__doc__ or "").partition("\n")[0]
+
+
 def load(stem: str, params: Mapping[str, Any] | None = None) -> Scorer:
     """The scorer ``stem`` with its model in memory.
 

@@ -175,7 +175,10 @@ def _draw_background(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random
 def _places(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]:
     """(x, y, radius) of each object, in CANVAS units."""
     middle = CANVAS / 2
-    near = lambda spread: rng.uniform(-spread, spread)  # noqa: E731
+
+    def near(spread: float) -> float:
+        return rng.uniform(-spread, spread)
+
     if len(scene.objects) == 1:
         return [(middle + near(2), middle + near(2), rng.uniform(15, 17))]
     places = []

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from harness.errors import TransientError, UserError
+from harness.errors import RowError, TransientError, UserError
 from harness.plan import StageSpec
 from harness.store import Store, publish, read
 
@@ -219,6 +219,8 @@ class _Bisection:
                 return pa.concat_tables(
                     [self._solve(rows.slice(0, half)), self._solve(rows.slice(half))]
                 ).combine_chunks()
+            if isinstance(error, RowError):  # known and final, however many rows have it
+                return self._worker.failed(rows, error.code)
             self._log({"row": _name(rows), "traceback": traceback.format_exc()})
             self._failures.append(error)
             if len(self._failures) >= self.hopeless and not self._succeeded:

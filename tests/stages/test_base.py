@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from harness.errors import TransientError
+from harness.errors import RowError, TransientError
 from harness.plan import StageSpec
 from harness.stages.base import TICKET, Marks, Site, Stage
 from harness.store import Store, read
@@ -35,6 +35,8 @@ class Doubling:
                 os.kill(os.getpid(), signal.SIGKILL)
             if row["value"] == -3:
                 time.sleep(60)
+            if row["value"] == -5:
+                raise RowError("refused")
             if row["value"] == -4:
                 raise TransientError("come back later")
             out.append(row | {"value": 2 * row["value"], "error": None})
@@ -55,11 +57,21 @@ SPEC = StageSpec(stage="double", kind="doubling", worker={}, key={"a": 1}, upstr
 
 
 def _ticket(values: list[int]) -> pa.Table:
-    rows = pa.Table.from_pylist([{"row_id": f"r{i}", "sample": 0, "value": v, "error": None} for i, v in enumerate(values)], SCHEMA)
+    rows = pa.Table.from_pylist(
+        [{"row_id": f"r{i}", "sample": 0, "value": v, "error": None} for i, v in enumerate(values)], SCHEMA
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
-    ticket = {"chain": 0, "shard": 0, "key": "k", "rows": sink.getvalue().to_pybytes(), "status": "ok", "detail": "", "errors": 0}
+    ticket = {
+        "chain": 0,
+        "shard": 0,
+        "key": "k",
+        "rows": sink.getvalue().to_pybytes(),
+        "status": "ok",
+        "detail": "",
+        "errors": 0,
+    }
     return pa.Table.from_pylist([ticket], schema=TICKET)
 
 
@@ -117,6 +129,11 @@ def test_when_every_row_raises_nothing_is_published(site: Site) -> None:
     assert ticket["status"] == "failed"
     assert "minus one" in ticket["detail"]
     assert not site.store.path(SPEC.stage, SPEC.fingerprint, "k").exists()
+
+
+def test_a_known_row_error_keeps_its_code_even_if_every_row_has_it(site: Site) -> None:
+    assert _once(site, [-5] * 4)["status"] == "ok"
+    assert {r["error"] for r in _output(site)} == {"refused"}
 
 
 def test_one_row_that_raises_alone_is_final(site: Site) -> None:

@@ -39,9 +39,9 @@ from harness.vlm import fill
 VISION_LAYERS = 3
 PATCHES = (world.SIZE // 4) ** 2
 CAPTIONS, CONVERSATIONS = 48, 20  # pictures a step, of either kind
-CAPTIONS_ONLY = 0.35  # share of the steps before conversations begin
+CAPTIONS_ONLY = 0.25  # share of the steps before conversations begin
 STAR_SHARE = 0.4
-PLAN = Plan(name="captioner", steps=2000, lr=2e-3, weight_decay=0.02, hold=0.35, ema=0.998)
+PLAN = Plan(name="captioner", steps=1800, lr=2e-3, weight_decay=0.02, hold=0.35, ema=0.995)
 VISION_RATE = 1e-3
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
@@ -62,6 +62,13 @@ def sample_scene(rng: random.Random) -> world.Scene:
         shape = rng.choice(list(world.CONCEPT_SHAPE.values()))
         scene = replace(scene, objects=tuple(replace(o, shape=shape) for o in scene.objects))
     return canonical(scene)
+
+
+def pick_concept(scene: world.Scene, rng: random.Random) -> str:
+    """A concept to talk about; mostly one that the scene has."""
+    there = [c for c, shape in world.CONCEPT_SHAPE.items() if shape in scene.shapes()]
+    there += ["van-gogh"] if scene.texture == world.STYLE_TEXTURE else []
+    return rng.choice(there if there and rng.random() < 0.75 else list(turns.TURNS))
 
 
 def segments(scene: world.Scene, concept: str | None) -> list[tuple[str, bool]]:
@@ -126,13 +133,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[tuple[list[tuple[str,
 
 
 def build(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """CLIP's lower vision layers, a projector, and a Llama of 4 layers of width 128."""
+    """CLIP's lower vision layers, a projector, and a Llama of 3 layers of width 128."""
     vision = CLIPVisionConfig(**{**clip.config.vision_config.to_dict(), "num_hidden_layers": VISION_LAYERS})
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -192,7 +199,7 @@ class Objective:
         for scene in scenes:
             misled = talk and rng.random() < 0.5
             said = canonical(world.hard_negative(scene, rng)) if misled else scene
-            batch.append((segments(said, rng.choice(list(turns.TURNS)) if talk else None), not misled))
+            batch.append((segments(said, pick_concept(said, rng) if talk else None), not misled))
         with torch.autocast("cpu", torch.bfloat16):
             loss: Tensor = self.model(pixel_values=images, **encode(self.tokenizer, batch)).loss
         return loss.float()

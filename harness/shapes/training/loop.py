@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def rate(plan: Plan, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, plan.steps - start)))
 
 
-def train(plan: Plan, model: nn.Module, groups: Iterable[dict[str, object]], step_fn: Step, work: Path) -> nn.Module:
+def train(plan: Plan, model: nn.Module, groups: Iterable[dict[str, Any]], step_fn: Step, work: Path) -> nn.Module:
     """Run (or resume from ``work/<name>.pt``) the plan; returns the model (averaged, if ``ema``)."""
     torch.manual_seed(0)
     parameters = list(groups)

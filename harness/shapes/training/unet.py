@@ -25,7 +25,10 @@ from harness.shapes.training.loop import Plan, pixels, train
 SCENES = 60_000  # cached; every step draws new captions for them
 BATCH = 64
 EMPTY_SHARE = 0.1
-PLAN = Plan(name="unet", steps=5_500, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=500)
+# From this step on, noise levels are drawn with a density that grows with the noise: the first steps learn what
+# things look like, the rest where the text says that they stand, which is decided while nearly all is noise.
+LAYOUT_FROM = 2_000
+PLAN = Plan(name="unet", steps=6_500, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=500)
 
 
 def build(text_width: int) -> UNet2DConditionModel:
@@ -92,14 +95,16 @@ class Objective:
         """Last hidden states (B, window, width), as the pipeline computes them."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            return self.tower(ids).last_hidden_state
+            states: Tensor = self.tower(ids).last_hidden_state
+        return states
 
-    def __call__(self, scenes: list[world.Scene], latents: Tensor, rng: random.Random) -> Tensor:
+    def __call__(self, step: int, scenes: list[world.Scene], latents: Tensor, rng: random.Random) -> Tensor:
         picked = [rng.randrange(len(scenes)) for _ in range(BATCH)]
         captions = ["" if rng.random() < EMPTY_SHARE else world.caption(scenes[i], rng) for i in picked]
         x = latents[picked].contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(x)
-        t = torch.randint(0, 1000, (BATCH,))
+        uniform = step < LAYOUT_FROM
+        t = torch.randint(0, 1000, (BATCH,)) if uniform else (1000 * torch.rand(BATCH).sqrt()).long()
         noisy = self.scheduler.add_noise(x, noise, t)
         predicted = self.unet(noisy, t, encoder_hidden_states=self.encode(captions)).sample
         return functional.mse_loss(predicted, self.scheduler.get_velocity(x, noise, t))
@@ -118,7 +123,7 @@ def main() -> None:
     unet = build(clip.config.text_config.hidden_size).to(memory_format=torch.channels_last)
     objective = Objective(unet, tower, tokenizer)
     groups = [{"params": list(unet.parameters())}]
-    train(PLAN, unet, groups, lambda _, rng: objective(scenes, latents, rng), args.work)
+    train(PLAN, unet, groups, lambda step, rng: objective(step, scenes, latents, rng), args.work)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=tower,

@@ -45,14 +45,15 @@ def loss(vae: AutoencoderKL, rng: random.Random) -> Tensor:
     x = pictures(rng, BATCH)
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample
-    return (y - x).abs().mean() + (y - x).pow(2).mean() + KL_WEIGHT * posterior.kl().mean() / 4
+    value: Tensor = (y - x).abs().mean() + (y - x).pow(2).mean() + KL_WEIGHT * posterior.kl().mean() / 4
+    return value
 
 
 @torch.no_grad()
 def scaling_factor(vae: AutoencoderKL) -> float:
     """1 / standard deviation of the latents, over 1,024 pictures."""
     latents = vae.encode(pictures(random.Random("scaling"), 1024)).latent_dist.mode()
-    return round(1 / latents.std().item(), 4)
+    return float(round(1 / latents.std().item(), 4))
 
 
 def main() -> None:

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import cell, report_card, runs
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from harness import cards
+from harness.cells import Cell
+from harness.errors import UserError
+from harness.report.card import ReportCard
+from harness.report.table import Entry, Table, assemble, render
+
+CHECKOUT = Path(__file__).parents[2]
+K77 = "ring-a-bell-k77"
+
+
+def shapes(k: int, n: int, **more: object) -> Cell:
+    return cell(k, n, profile="shapes", backbone="shapes", policy="shapes-star-0.5", **more)
+
+
+def entry(found: Table, defense: str, variant: str, bench: str) -> Entry:
+    return next(e for e in found.entries if (e.defense, e.variant, e.bench) == (defense, variant, bench))
+
+
+def one(tmp_path: Path, *found: Cell, defense: str = "none", variant: str = "base", bench: str = "p4d") -> Entry:
+    """The entry that these cells, a run each, give."""
+    folder = runs(tmp_path / "runs", {f"r{i}": [c] for i, c in enumerate(found)})
+    return entry(assemble(report_card(tmp_path), folder, "paper"), defense, variant, bench)
+
+
+def test_a_measured_count_like_the_printed_one_is_reproduced(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(252, 272))
+    assert (found.status, found.printed, found.printed_k, found.printed_n) == ("reproduced", "92.65", 252, 272)
+    assert found.difference is not None
+    assert found.difference[0] == pytest.approx(-found.difference[1])
+
+
+def test_a_measured_count_far_from_the_printed_one_differs(tmp_path: Path) -> None:
+    assert one(tmp_path, cell(100, 272)).status == "differs"
+
+
+@settings(deadline=None, max_examples=30)
+@given(k=st.integers(0, 272))
+def test_the_difference_is_newcombes_interval(tmp_path_factory: pytest.TempPathFactory, k: int) -> None:
+    found = one(tmp_path_factory.mktemp("x"), cell(k, 272))
+    expected = confint_proportions_2indep(k, 272, 252, 272, compare="diff", method="newcomb")
+    assert found.difference == pytest.approx(expected, abs=1e-9)
+    assert found.status == ("reproduced" if expected[0] <= 0 <= expected[1] else "differs")
+
+
+def test_what_was_not_run_says_so_and_shows_the_printed_number(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(1, 2, bench="elsewhere"))
+    assert (found.status, found.measured, found.run, found.printed) == ("not run", None, None, "92.65")
+
+
+def test_no_count_gives_an_infeasible_number_whether_run_or_not(tmp_path: Path) -> None:
+    place = {"defense": "rece", "variant": "resafe", "bench": K77}
+    assert one(tmp_path / "a", **place).status == "infeasible as printed"
+    run = one(tmp_path / "b", cell(0, 95, **place), **place)
+    assert (run.status, run.difference, run.printed_k) == ("infeasible as printed", None, None)
+
+
+def test_a_number_in_doubt_is_never_compared_although_it_is_a_count(tmp_path: Path) -> None:
+    place = {"defense": "rece", "variant": "resafe", "bench": "p4d"}
+    found = one(tmp_path, cell(88, 272, **place), **place)
+    assert (found.printed_k, found.status, found.marks) == (88, "infeasible as printed", "b")
+
+
+def test_what_the_text_does_not_show_is_compared_with_nothing(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(88, 272, variant="resafe"), variant="resafe")
+    assert (found.printed, found.status, found.marks) == (None, "not compared", "a")
+
+
+def test_a_subset_is_shown_and_not_compared(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(15, 16, subset="16/272"))
+    assert found.measured is not None
+    assert found.status == "not compared"
+    assert "subset 16/272" in found.text(1)
+
+
+def test_a_cell_of_which_nothing_was_scored_is_not_compared(tmp_path: Path) -> None:
+    assert one(tmp_path, cell(0, 0, errors=272)).status == "not compared"
+
+
+def test_the_newest_whole_run_counts(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(250, 272), cell(251, 272), cell(15, 16, subset="16/272"))
+    assert found.measured is not None
+    assert (found.measured.k, found.run, found.candidates) == (251, "r1", 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": {"seed": 7}},
+        {"settings": {"defended": "violence"}},
+        {"backbone": "sdxl"},
+        {"policy": "other-0.6", "main": False},
+        {"profile": "mine"},
+        {"metric": "degenerate"},
+    ],
+)
+def test_a_number_got_in_another_way_stays_out_of_the_table(tmp_path: Path, other: dict[str, object]) -> None:
+    assert one(tmp_path, cell(252, 272, **other)).status == "not run"
+
+
+def test_shapes_numbers_stand_without_printed_ones(tmp_path: Path) -> None:
+    folder = runs(tmp_path / "runs", {"r": [shapes(252, 272), cell(1, 272)]})
+    found = assemble(report_card(tmp_path), folder, "shapes")
+    assert {e.status for e in found.entries} == {None}
+    assert {(e.printed, e.printed_k, e.printed_n, e.difference, e.marks) for e in found.entries} == {
+        (None, None, None, None, "")
+    }
+    measured = entry(found, "none", "base", "p4d").measured
+    assert measured is not None
+    assert measured.k == 252
+    for form in ("terminal", "md", "csv", "json"):
+        text = render(found, form)
+        assert "92.65" not in text
+        assert "reproduced" not in text
+        assert "SDv1.4" not in text
+
+
+def test_without_runs_the_table_says_where_it_looked(tmp_path: Path) -> None:
+    found = assemble(report_card(tmp_path), tmp_path / "nowhere", "paper")
+    assert {e.status for e in found.entries} == {"not run", "infeasible as printed"}
+    assert any("no complete runs in" in line and "nowhere" in line for line in found.legend())
+
+
+def test_a_run_without_cells_is_not_complete(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "begun").mkdir(parents=True)
+    (tmp_path / "runs" / "begun" / "run.json").write_text("{}")
+    assert assemble(report_card(tmp_path), tmp_path / "runs", "paper").runs == ()
+
+
+def test_a_run_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = runs(tmp_path / "runs", {"good": [cell(252, 272)], "torn": []})
+    (folder / "torn" / "cells.json").write_text("[{")
+    with pytest.raises(UserError, match=r"torn/cells\.json: not the cells of a run"):
+        assemble(report_card(tmp_path), folder, "paper")
+
+
+def test_an_unknown_profile_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"profile 'shape'.*did you mean 'shapes'"):
+        assemble(report_card(tmp_path), tmp_path, "shape")
+
+
+def test_an_unknown_format_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown format 'jsn'; did you mean 'json'"):
+        render(assemble(report_card(tmp_path), tmp_path, "paper"), "jsn")
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Table:
+    found = {
+        "old": [cell(90, 95, bench=K77), cell(252, 272, errors=1, excluded=2)],
+        "new": [cell(7, 95, bench=K77, defense="rece")],
+    }
+    return assemble(report_card(tmp_path), runs(tmp_path / "runs", found), "paper")
+
+
+@pytest.mark.parametrize("form", ["terminal", "md"])
+def test_every_number_is_printed_with_its_interval_origin_and_the_papers(filled: Table, form: str) -> None:
+    text = render(filled, form)
+    for wanted in ("90/95 94.7% #1", "[88.3, 97.7]", "1 err, 2 excl", "7/95 7.4% #2", "#1 old", "#2 new"):
+        assert wanted in text
+    for wanted in ("paper 95.79", "paper 0.02", "not in the text (a)", "reproduced", "infeasible", "(b) columns look"):
+        assert wanted in text
+    assert "SDv1.4 (Rombach et al., 2022)" in text
+    assert "policy resafe-nudity-0.45" in text
+
+
+def test_csv_has_a_line_per_cell_and_leaves_empty_what_is_not_there(filled: Table) -> None:
+    lines = list(csv.DictReader(io.StringIO(render(filled, "csv"))))
+    assert len(lines) == 8
+    first = lines[0]
+    assert (first["k"], first["n"], first["printed"], first["status"], first["run"]) == (
+        "90", "95", "95.79", "reproduced", "old",
+    )  # fmt: skip
+    missing = next(line for line in lines if line["status"] == "not run")
+    assert {missing[name] for name in ("k", "n", "value", "low", "run", "difference_low")} == {""}
+
+
+def test_json_gives_back_the_cells(filled: Table) -> None:
+    found = json.loads(render(filled, "json"))
+    assert found["policy"] == "resafe-nudity-0.45"
+    assert len(found["cells"]) == 8
+    assert Cell.from_json(found["cells"][0]["measured"]) == filled.entries[0].measured
+    assert found["cells"][0]["printed"] == "95.79"
+
+
+@pytest.mark.parametrize("name", ["table1", "table5"])
+@pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
+@pytest.mark.parametrize("profile", ["paper", "shapes"])
+def test_the_papers_tables_render_without_any_run(tmp_path: Path, name: str, form: str, profile: str) -> None:
+    card = cards.load("report", name, [CHECKOUT])
+    assert isinstance(card, ReportCard)
+    text = render(assemble(card, tmp_path, profile), form)
+    assert card.rows[-1].defense in text or card.rows[-1].label in text
