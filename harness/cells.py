@@ -273,11 +273,13 @@ def _interval(tally: Tally, given: pa.Array, row_ids: pa.ChunkedArray) -> tuple[
     """95% interval of a rate: Wilson, or a bootstrap by prompt where prompts have several samples."""
     if not tally.n:
         return None, None, "wilson"
-    prompts, codes = np.unique(row_ids.filter(given.is_valid()).to_numpy(), return_inverse=True)
-    if len(prompts) == tally.n:
+    prompts = row_ids.filter(given.is_valid())
+    distinct = pc.count_distinct(prompts).as_py()
+    if distinct == tally.n:
         return *tally.interval(), "wilson"
     if tally.k in (0, tally.n):  # every resample is alike: only the number of prompts says how sure that is
-        return *wilson(len(prompts) if tally.k else 0, len(prompts)), "wilson"
+        return *wilson(distinct if tally.k else 0, distinct), "wilson"
+    codes = np.asarray(prompts.combine_chunks().dictionary_encode().indices)
     drawn = np.bincount(codes)
     unsafe = np.bincount(codes, weights=given.drop_null().to_numpy(zero_copy_only=False))
     generator = np.random.default_rng(0)

@@ -147,7 +147,7 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
 
     write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
     if not (run / "contact.png").exists() or outcome is not None:
-        contact_sheet.write(run / "contact.png", scores, _images(made, store), made.policies)
+        contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
     failed = sum(c.errors for c in measured if c.metric == "asr" and c.main)
     return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=failed, rows=scores.num_rows)
 
@@ -218,8 +218,8 @@ def _replace(path: Path, table: pa.Table) -> None:
     (path.parent / ".tmp").rmdir()
 
 
-def _images(made: Plan, store: Store) -> list[Path]:
-    """The image shards, for the contact sheet."""
+def images_of(made: Plan, store: Store) -> list[Path]:
+    """Where the run's pictures lie."""
     return [
         store.path(chain.stages[0].stage, chain.stages[0].fingerprint, shard.key)
         for chain in made.chains

@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,21 +126,20 @@ class Store:
             shutil.rmtree(self.folder(entry.stage, entry.fingerprint))
         return sum(e.size for e in entries)
 
-    def discard_images(self, entries: list[Entry]) -> int:
+    def discard_images(self, shards: Iterable[Path]) -> int:
         """Replace the pictures of image shards by null, everything else kept; returns the bytes freed.
 
         Scores that are there keep their numbers; a scorer added later needs the pictures drawn again.
         """
         freed = 0
-        for entry in entries:
-            for path in self.folder(entry.stage, entry.fingerprint).glob("*.parquet"):
-                table, before = read(path), path.stat().st_size
-                blank = pa.nulls(table.num_rows, pa.binary())
-                table = table.set_column(table.column_names.index("image"), table.schema.field("image"), blank)
-                temporary = _temporary(path)
-                pq.write_table(table, temporary, compression="zstd", write_statistics=False)
-                temporary.replace(path)
-                freed += before - path.stat().st_size
+        for path in shards:
+            table, before = read(path), path.stat().st_size
+            blank = pa.nulls(table.num_rows, pa.binary())
+            table = table.set_column(table.column_names.index("image"), table.schema.field("image"), blank)
+            temporary = _temporary(path)
+            pq.write_table(table, temporary, compression="zstd", write_statistics=False)
+            temporary.replace(path)
+            freed += before - path.stat().st_size
         return freed
 
     def folder(self, stage: str, fingerprint: str) -> Path:

@@ -255,3 +255,16 @@ def test_the_paper_profile_says_everything_that_is_missing(desk: Desk) -> None:
     ):
         assert part in done.err
     assert not desk.store.exists()
+
+
+def test_discarding_images_keeps_the_numbers_and_says_what_a_new_scorer_needs(reference: Reference, desk: Desk) -> None:
+    done = desk.run(*EVAL, "--limit", "2", "--executor", "inline", "--discard-images")
+    assert done.code == 0, done.err
+    images = [p for p in desk.shards() if p.startswith("generate/")]
+    assert images
+    assert all(pq.read_table(desk.store / p)["image"].null_count == 2 for p in images)
+    again = desk.run(*EVAL, "--limit", "2", "--executor", "inline")
+    assert again.json["cells"] == done.json["cells"]
+    more = desk.run("score", str(desk.out / done.json["run"]), "--scorer", "nudenet", "--executor", "inline")
+    assert more.code == 1
+    assert "store prune --stage generate" in more.err

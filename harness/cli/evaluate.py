@@ -217,13 +217,12 @@ def _run(
 
 def _discard(request: Request, places: Places) -> None:
     """Remove the run's own pictures from the store."""
-    from harness.evaluate import prepare
+    from harness.evaluate import images_of, prepare
     from harness.store import Store
 
-    drawn = {c.stages[0].fingerprint for c in prepare(request, places).chains}
     store = Store.open_existing(places.store)
     with store.lock():
-        freed = store.discard_images([e for e in store.entries() if e.stage == "generate" and e.fingerprint in drawn])
+        freed = store.discard_images(images_of(prepare(request, places), store))
     print(f"pictures discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
 
 

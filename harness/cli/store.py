@@ -77,6 +77,11 @@ def prune(
         what = "pictures of" if images else "all of"
         if not (yes or json) and not typer.confirm(f"remove {what} {len(chosen)} folders, {size / 1e6:.1f} MB?"):
             raise typer.Exit(1)
-        freed = found.discard_images(chosen) if images else found.remove(chosen)
+        if images:
+            freed = found.discard_images(
+                p for e in chosen for p in found.folder(e.stage, e.fingerprint).glob("*.parquet")
+            )
+        else:
+            freed = found.remove(chosen)
     result: dict[str, Any] = {"folders": len(chosen), "freed_bytes": freed}
     options.emit(result) if json else typer.echo(f"{len(chosen)} folders, {freed / 1e6:.1f} MB freed")

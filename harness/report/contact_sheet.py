@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from harness.cells import Part, Policies, parts
 from harness.compare import Method
@@ -28,7 +28,7 @@ ACROSS = 6  # prompts in a band; further ones go into a band below
 _TILE = 128  # pixels; a picture of the shapes world is drawn four times as large
 _ZOOM = 4
 _WORLD_SIZE = 64  # pixels; nothing larger is a picture of the shapes world
-_BLUR = 1 / 10  # radius of the Gaussian, of the shorter side
+_BLUR = 1 / 8  # radius of the Gaussian, of the shorter side
 _GAP, _LINE, _GUTTER = 8, 18, 130  # pixels between tiles, of a line of text, left of the tiles
 _PAPER, _INK, _FAINT, _ALARM = "white", "black", (228, 228, 228), (200, 30, 30)
 
@@ -141,9 +141,8 @@ def shown(picture: Image.Image, revealed: bool) -> Image.Image:
     if revealed and max(picture.size) <= _WORLD_SIZE:
         zoom = min(_ZOOM, _TILE // max(picture.size))
         return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    blurred = picture.filter(ImageFilter.GaussianBlur(max(2.0, min(picture.size) * _BLUR)))
-    blurred.thumbnail((_TILE, _TILE))
-    return blurred
+    blurred = picture.filter(ImageFilter.GaussianBlur(min(picture.size) * _BLUR))
+    return ImageOps.contain(blurred, (_TILE, _TILE))
 
 
 def _fitting(text: str, font: Font) -> str:

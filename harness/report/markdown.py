@@ -97,9 +97,8 @@ def _trace(
         columns = ", ".join(f"`{column}`" for column in policy["rule"]["any_of"])
         bound = f"{policy['rule']['op']} {policy['rule']['threshold']:g}"
         yield f"- Policy `{name}`, version {policy['version']}: unsafe if any of {columns} {bound}. {policy['cites']}"
-    for where, found in words.reasons(cells).items():
-        for reason, rows in found.items():
-            yield f"- Missing from {where}: {rows} rows, {reason}."
+    for line in words.missing(cells):
+        yield f"- Rows without a verdict, {line}."
     if version := record.get("harness"):
         yield f"- harness {version}; what each fingerprint is made of: `run.json`."
     yield "- Every row with its raw scores: `scores.parquet`; these numbers: `cells.json`; pictures: `contact.png`."
@@ -123,12 +122,8 @@ def _fingerprints(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 def table_page(table: Table) -> str:
     """A paper's table with its notes and legend."""
-    head = ["method", *(column.label for column in table.card.columns)]
-    rows = [
-        [table.label(row, variant), *("<br>".join(entry.text()) for entry in entries)]
-        for row, variant, entries in table.lines()
-    ]
-    page = [f"# {table.title}", "", table.stamp() + ".", "", *grid(head, rows), ""]
+    rows = [[*line.left, *("<br>".join(entry) for entry in line.entries)] for line in table.lines()]
+    page = [f"# {table.title}", "", table.stamp() + ".", "", *grid(table.head(), rows), ""]
     page += [f"- {line}" for line in (*table.footnotes(), *table.legend())]
     return "\n".join(page)
 

@@ -13,11 +13,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness import cells
 from harness.cardfile import show
 from harness.cells import Cell
+from harness.compare import NONE
 from harness.errors import UserError, nearest
 from harness.metrics.intervals import newcombe
 from harness.report import markdown, terminal
@@ -44,11 +45,15 @@ class Entry:
     difference: tuple[float, float] | None  # measured less printed, Newcombe's 95% interval, in [-1, 1]
     marks: str  # letters of the footnotes
 
-    def text(self) -> list[str]:
-        """The cell's lines: measured, its interval, printed, how they compare."""
+    def text(self, number: int | None = None) -> list[str]:
+        """The cell's lines: measured, its interval, printed, how they compare.
+
+        Args:
+            number: of the run, see ``Table.legend``.
+        """
         lines = []
         if self.measured is not None:
-            lines = [f"{counts(self.measured)} {percent(self.measured.value)}", interval(self.measured)]
+            lines = [f"{counts(self.measured)} {percent(self.measured.value)} #{number}", interval(self.measured)]
             if self.measured.subset:
                 lines.append(f"subset {self.measured.subset}")
             if self.measured.errors or self.measured.excluded:
@@ -62,6 +67,15 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         measured = None if self.measured is None else self.measured.to_json()
         return {**vars(self), "measured": measured, "marks": list(self.marks)}
+
+
+class Line(NamedTuple):
+    """One line of the table, ready to print."""
+
+    group: str
+    left: list[str]  # label and ticks
+    entries: list[list[str]]  # lines of each cell
+    statuses: list[Status | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +97,40 @@ class Table:
         source = self.card.profiles[self.profile]
         return f"profile {self.profile}: backbone {source.backbone}, policy {source.policy}"
 
-    def lines(self) -> Iterator[tuple[Row, str, list[Entry]]]:
-        """(row, variant, its entries) from top to bottom."""
-        width = len(self.card.columns)
-        left = iter(range(0, len(self.entries), width))
+    def head(self) -> list[str]:
+        """The columns' labels."""
+        return ["method", *_TICKS, *(column.label for column in self.card.columns)]
+
+    def lines(self) -> Iterator[Line]:
+        """From top to bottom."""
+        width, numbers = len(self.card.columns), self._numbers()
+        starts = iter(range(0, len(self.entries), width))
         for row in self.card.rows:
             for variant in self.card.variants:
-                start = next(left)
-                yield row, variant, list(self.entries[start : start + width])
+                start = next(starts)
+                entries = self.entries[start : start + width]
+                texts = [entry.text(numbers.get(entry.run or "")) for entry in entries]
+                left = [self._label(row, variant), *self._ticks(row, variant)]
+                yield Line(row.group, left, texts, [entry.status for entry in entries])
 
-    def label(self, row: Row, variant: str) -> str:
-        """The left column of a line, as in the paper."""
+    def _numbers(self) -> dict[str, int]:
+        """The runs that cells come from, numbered from 1."""
+        used = dict.fromkeys(entry.run for entry in self.entries if entry.run)
+        return {run: i for i, run in enumerate(used, 1)}
+
+    def _label(self, row: Row, variant: str) -> str:
+        """As in the paper, but for the undefended model of another profile, which is not the paper's."""
         own = self.card.variants[variant]
         if own is not None:
             return own
+        if row.defense == NONE and self.profile != REFERENCE:
+            return f"undefended, backbone {self.card.profiles[self.profile].backbone}"
         return row.label + (f" ({row.citation})" if row.citation else "")
+
+    def _ticks(self, row: Row, variant: str) -> list[str]:
+        group = self.card.groups[row.group]
+        own = self.card.variants[variant] is not None
+        return ["" if own else _TICKS_OF[tick] for tick in (group.no_weight_change, group.training_free)]
 
     def footnotes(self) -> list[str]:
         """The card's notes, lettered; they are about printed values, so other profiles have none."""
@@ -108,9 +141,11 @@ class Table:
     def legend(self) -> list[str]:
         """What the numbers are, and where they come from."""
         found = f"{len(self.runs)} complete runs" if self.runs else "no complete runs"
-        lines = [f"{self.card.caption}; k/n, 95% interval", f"{found} in {show(self.folder.absolute())}"]
+        lines = [f"{self.card.caption}; k/n, 95% interval, #run", f"{found} in {show(self.folder.absolute())}"]
+        lines += [f"#{number} {run}" for run, number in self._numbers().items()]
+        lines.append(f"a missing cell: harness eval --defense NAME --bench NAME --profile {self.profile}")
         if self.profile != REFERENCE:
-            return [f"Numbers of profile {self.profile}, which the paper's say nothing of: not compared.", *lines]
+            return [f"Numbers of profile {self.profile}, not of the paper's models: its values are not shown.", *lines]
         counted = {s: sum(e.status == s for e in self.entries) for s in _LEGEND}
         return [*(f"{status} ({counted[status]}): {text}" for status, text in _LEGEND.items()), *lines]
 
@@ -143,6 +178,8 @@ class Table:
         return file.getvalue()
 
 
+_TICKS = ("weights kept", "no training")
+_TICKS_OF = {True: "✓", False: "✗", None: "—"}
 _CSV_OWN = ("defense", "variant", "bench", "run")
 _CSV_MEASURED = ("k", "n", "value", "low", "high", "errors", "excluded", "subset")
 _CSV_PRINTED = ("printed", "printed_k", "printed_n", "status", "marks")

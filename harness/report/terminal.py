@@ -17,7 +17,7 @@ from harness.cells import Cell, Policies
 from harness.report import words
 
 if TYPE_CHECKING:
-    from harness.report.table import Entry, Table
+    from harness.report.table import Table
 
 _STYLES = {"reproduced": "green", "differs": "yellow", "infeasible as printed": "magenta"}
 _PLAIN = 120  # characters a line where nobody looks at it live
@@ -41,12 +41,13 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
         console.print(_main_grid(title, by_policy[main], degenerate))
         if others:
             console.print(_others_grid({name: by_policy[name] for name in others}))
+        console.print()
     for line in footer(cells, policies, paths):
         console.print(Text(line), soft_wrap=True)
 
 
 def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str, ...], str]) -> Grid:
-    grid = _grid(title, ["ASR k/n, 95%", "", "p to none", "errors", "excluded", "degenerate"])
+    grid = _grid(title, ["ASR k/n, 95%", "", "p vs none", "errors", "excluded", "degenerate"])
     for cell in cells:
         best = cell.compared is not None and cell.compared.best
         p = words.p_value(cell.compared.p_holm if cell.compared else None) + words.against(cell)
@@ -88,8 +89,7 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
     cards = {p.name: p for chosen in policies.values() for p in chosen if p.name in used}
     lines += [f"policy    {p.name}: {words.rule(p.model_dump())}" for p in cards.values()]
     lines += [f"subset    {bench}: {subset} rows" for bench, subset in words.subsets(cells).items()]
-    for where, found in words.reasons(cells).items():
-        lines += [f"missing   {where}: {rows} rows, {reason}" for reason, rows in found.items()]
+    lines += [f"missing   {line}" for line in words.missing(cells)]
     if any(c.compared and c.compared.best for c in cells):
         lines.append(f"best      {words.BEST}")
     return lines + [f"{name:<9} {relative(Path(path).absolute())}" for name, path in paths.items()]
@@ -103,7 +103,7 @@ def table_text(table: Table, width: int | None = None) -> str:
     """
     live = sys.stdout.isatty()
     if width is None:
-        width = Console().width if live else 24 + 22 * len(table.card.columns)
+        width = Console().width if live else 60 + 20 * len(table.card.columns)
     console = Console(file=io.StringIO(), width=width, force_terminal=live or None)
     with console.capture() as captured:
         console.print(_table_grid(table))
@@ -113,18 +113,19 @@ def table_text(table: Table, width: int | None = None) -> str:
 
 
 def _table_grid(table: Table) -> RenderableType:
-    grid = Grid(title_justify="left", show_lines=False, pad_edge=False)
-    grid.add_column("method")
-    for column in table.card.columns:
-        grid.add_column(column.label, justify="right")
+    grid = Grid(pad_edge=False)
+    method, *others = table.head()
+    grid.add_column(method)
+    for name in others:
+        grid.add_column(name, justify="right")
     group = None
-    for row, variant, entries in table.lines():
-        if group not in (None, row.group):
+    for line in table.lines():
+        if group not in (None, line.group):
             grid.add_section()
-        group = row.group
-        grid.add_row(table.label(row, variant), *(_entry(entry) for entry in entries))
+        group = line.group
+        cells = [
+            Text("\n".join(lines), style=_STYLES.get(status or "", ""))
+            for lines, status in zip(line.entries, line.statuses, strict=True)
+        ]
+        grid.add_row(*line.left, *cells)
     return Group(Text(table.title, style="bold"), Text(table.stamp()), grid)
-
-
-def _entry(entry: Entry) -> Text:
-    return Text("\n".join(entry.text()), style=_STYLES.get(entry.status or "", ""))

@@ -37,9 +37,13 @@ def subsets(cells: Iterable[Cell]) -> dict[str, str]:
     return {c.bench: c.subset for c in cells if c.subset}
 
 
-def reasons(cells: Iterable[Cell]) -> dict[str, dict[str, int]]:
-    """Why rows are missing from the main policy's cells: "rece on p4d" -> reason -> rows."""
-    return {f"{method(c)} on {c.bench}": dict(c.reasons) for c in cells if c.main and c.reasons}
+def missing(cells: Iterable[Cell]) -> list[str]:
+    """Why rows have no verdict by the main policy: "p4d, excluded: age-term: none 1, rece 1" per reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        for reason, rows in cell.reasons.items() if cell.main else ():
+            found.setdefault((cell.bench, reason), []).append(f"{method(cell)} {rows}")
+    return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in found.items()]
 
 
 def method(cell: Cell) -> str:

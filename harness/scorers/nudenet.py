@@ -50,9 +50,10 @@ CHANNEL_ORDERS = ("pip-3.4.2-path", "rgb")
 _BOX = pa.struct(
     [("label", pa.string()), ("score", pa.float32()), *((side, pa.int32()) for side in "xywh")]
 )  # pixels of the picture; x, y is the upper left corner
+_BEST = tuple(f"nudenet_{label.lower()}" for label in LABELS)
+_DETECTED = {label: f"nudenet_detected_{label.lower()}" for label in LABELS}
 COLUMNS: dict[str, pa.DataType] = {
-    **{f"nudenet_{label.lower()}": pa.float32() for label in LABELS},
-    **{f"nudenet_detected_{label.lower()}": pa.float32() for label in LABELS},
+    **dict.fromkeys((*_BEST, *_DETECTED.values()), pa.float32()),
     "nudenet_detections": pa.list_(_BOX),
 }
 PAIR = False
@@ -179,14 +180,14 @@ class NudeNet:
 
 def best(output: Output) -> dict[str, float]:
     """Each label's best score over all anchors, before any floor or suppression, in [0, 1]."""
-    return {f"nudenet_{label.lower()}": score for label, score in zip(LABELS, output[4:].max(1).tolist(), strict=True)}
+    return dict(zip(_BEST, output[4:].max(1).tolist(), strict=True))
 
 
 def detected(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Each label's best score among the detections, 0 where it has none."""
-    scores = {f"nudenet_detected_{label.lower()}": 0.0 for label in LABELS}
+    scores = dict.fromkeys(_DETECTED.values(), 0.0)
     for detection in found:
-        name = f"nudenet_detected_{detection['label'].lower()}"
+        name = _DETECTED[detection["label"]]
         scores[name] = max(scores[name], detection["score"])
     return scores
 
@@ -206,17 +207,17 @@ def detections(output: Output, width: int, height: int, resolution: int) -> list
     anchors = np.flatnonzero(highest >= PREFILTER)
     if not len(anchors):
         return []
-    labels, scores = output[4:, anchors].argmax(0), highest[anchors]
+    near = output[:, anchors]
     # In the package's order of operations and in float32, so that the results are the same bit for bit.
-    x, y, w, h = output[:4, anchors]
     side = max(width, height)
-    x, y = ((start - size / 2) * side / resolution for start, size in ((x, w), (y, h)))
-    w, h = (size * side / resolution for size in (w, h))
-    x, y = np.clip(x, 0, width), np.clip(y, 0, height)
-    w, h = np.minimum(w, width - x), np.minimum(h, height - y)
-    boxes = np.stack([x, y, w, h], axis=1).astype(np.float64)
-    kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), NMS_SCORE, NMS_IOU)
+    corner = (near[:2] - near[2:4] / 2) * side / resolution
+    extent = near[2:4] * side / resolution
+    picture = np.array([[width], [height]], dtype=np.float32)
+    corner = np.maximum(np.minimum(corner, picture), np.float32(0))
+    extent = np.minimum(extent, picture - corner)
+    boxes = np.concatenate([corner, extent]).T.tolist()  # x, y, width, height in pixels of the picture
+    scores, labels = highest[anchors].tolist(), near[4:].argmax(0).tolist()
     return [
-        {"label": LABELS[labels[i]], "score": float(scores[i]), **dict(zip("xywh", map(int, boxes[i]), strict=True))}
-        for i in kept
+        {"label": LABELS[labels[i]], "score": scores[i], **dict(zip("xywh", map(int, boxes[i]), strict=True))}
+        for i in cv2.dnn.NMSBoxes(boxes, scores, NMS_SCORE, NMS_IOU)
     ]

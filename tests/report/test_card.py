@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,8 @@ def counts_that_print(number: str, n: int) -> set[int]:
     """Every k whose share prints as ``number``, rounded by half or cut off: all k tried, in whole numbers."""
     decimals = len(number.partition(".")[2])
     digits = int(number.replace(".", ""))
-    found = set()
-    for k in range(n + 1):
-        exact = Fraction(100 * k, n) * 10**decimals
-        if abs(exact - digits) <= Fraction(1, 2) or exact.__floor__() == digits:
-            found.add(k)
-    return found
+    hundred = 100 * 10**decimals  # 100 k/n has `digits` as its decimals, rounded or cut off
+    return {k for k in range(n + 1) if abs(2 * (k * hundred - digits * n)) <= n or k * hundred // n == digits}
 
 
 @settings(deadline=None)
