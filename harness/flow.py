@@ -159,6 +159,12 @@ def _ray(plan: Plan, site: Site, resources: Resources, tickets: list[pa.Table]) 
                     compute=ActorPoolStrategy(size=actors),
                     num_cpus=_ACTOR_CPUS,
                     num_gpus=gpus,
+                    # Ray leaves the variable alone where no GPU is asked for, and such an actor would see them all.
+                    **(
+                        {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+                        if resources.num_gpus and not gpus
+                        else {}
+                    ),
                 )
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         finally:

@@ -95,11 +95,11 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The run's folder: readable, and the same for the same request."""
+        """The run's folder: readable, and the same whenever the same pictures are asked for."""
         asked = "-".join(c for c in self.request.defenses if c != BASELINE) or BASELINE
-        benches = "-".join(self.request.benches)
-        stem = f"{asked}_{benches}_{self.profile.name}"[:80]
-        return f"{stem}_{fingerprint.digest([c.bench + c.defense + s.key for c in self.chains for s in c.shards])[:8]}"
+        stem = f"{asked}_{'-'.join(self.request.benches)}_{self.profile.name}"[:80]
+        pictures = [[c.bench, c.stages[0].fingerprint, [s.key for s in c.shards]] for c in self.chains]
+        return f"{stem}_{fingerprint.digest(pictures)[:8]}"
 
     def stage_names(self) -> list[str]:
         """Names of all stages in the order in which a row meets them."""

@@ -211,7 +211,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(desk: Desk, words: tuple[str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt,seed\n", "0 rows"),
+        ("prompt,seed\n", "no rows"),
         ("prompt,seed\na star,1\n", "rows"),
         ("text,seed\n" + "a star,1\n" * 10, "prompt"),
         ("prompt,seed\n" + "a star,-1\n" * 10, "seed"),
