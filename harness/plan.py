@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cards, defenses, fingerprint, prompts, scorers
+from harness import cards, defenses, fingerprint, guard, prompts, scorers
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.errors import UserError
 from harness.schema import PROMPT, VERSION
@@ -25,7 +25,13 @@ from harness.store import Store
 
 BASELINE = "none"
 # Sources whose change makes an image another one; a defense adds its own modules.
-_GENERATE_MODULES = ("harness.stages.generate", "harness.backbones", "harness.guard", "harness.scorers.degenerate")
+_GENERATE_MODULES = (
+    "harness.stages.generate",
+    "harness.backbones",
+    "harness.guard",
+    "harness.scorers.degenerate",
+    "harness.shapes.world",  # whose plain backgrounds are not degenerate
+)
 _GENERATE_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 _SCORE_MODULES = ("harness.stages.score", "harness.scorers")
 
@@ -235,6 +241,7 @@ class _Builder:
         key = {
             **common,
             "schema": VERSION,
+            "guard": guard.VERSION,
             "method": method,
             "artefact": artefact and artefact["fingerprint"],
             "code": fingerprint.code([*modules, *_GENERATE_MODULES]),

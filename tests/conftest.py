@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("harness", deadline=None)  # a busy machine is no failure
+settings.load_profile("harness")
 
 PROMPTS = (
     "a red star left of a blue square on a white background",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from harness.shapes.training.loop import Plan, pixels, train
 
 WINDOW = 24  # tokens, start and end included
 BATCH = 96
-NEGATIVES = 1  # hard-negative captions an image
 PLAN = Plan(name="clip", steps=2600, lr=1.2e-3, weight_decay=0.05, hold=0.1)
+# Few captions of the first leg turn on where things stand; in the second, most scenes with two objects do.
+RELATIONS = Plan(name="clip-relations", steps=900, lr=8e-4, weight_decay=0.05, hold=0.3)
+RELATION_SHARE = 0.6
 
 
 def train_tokenizer() -> CLIPTokenizer:
@@ -93,11 +96,20 @@ def image_processor() -> CLIPImageProcessor:
     )
 
 
-def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random) -> Tensor:
-    """InfoNCE over a batch; each image also has NEGATIVES captions that are almost right."""
+def told(scene: world.Scene, rng: random.Random, relation_share: float) -> tuple[str, str]:
+    """A caption of ``scene`` and one that is almost right; a share of them differ in the relation alone."""
+    if len(scene.objects) == 2 and rng.random() < relation_share:
+        other = replace(scene, relation=rng.choice([r for r in world.RELATIONS if r != scene.relation]))
+        wording = rng.getrandbits(32)
+        return world.sentence(scene, random.Random(wording)), world.sentence(other, random.Random(wording))
+    return world.caption(scene, rng), world.caption(world.hard_negative(scene, rng), rng)
+
+
+def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random, relation_share: float) -> Tensor:
+    """InfoNCE over a batch; each image also has one caption that is almost right."""
     scenes = [world.sample_scene(rng) for _ in range(BATCH)]
-    captions = [world.caption(s, rng) for s in scenes]
-    captions += [world.caption(world.hard_negative(s, rng), rng) for _ in range(NEGATIVES) for s in scenes]
+    pairs = [told(s, rng, relation_share) for s in scenes]
+    captions = [right for right, _ in pairs] + [wrong for _, wrong in pairs]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     images = 2 * pixels([world.render(s, rng) for s in scenes])  # mean 0.5, std 0.25
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,11 +117,11 @@ def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random) -> Tens
     text = functional.normalize(out.text_embeds.float(), dim=-1)
     image = functional.normalize(out.image_embeds.float(), dim=-1)
     scale = model.logit_scale.exp().clamp(max=60)
-    true, wrong = text[:BATCH], text[BATCH:].view(NEGATIVES, BATCH, -1)
+    true, wrong = text[:BATCH], text[BATCH:]
     logits = scale * image @ true.T
     same = torch.tensor([[i != j and a == b for j, b in enumerate(scenes)] for i, a in enumerate(scenes)])
     logits = logits.masked_fill(same, -1e4)
-    hard = scale * torch.einsum("bd,nbd->bn", image, wrong)
+    hard = scale * (image * wrong).sum(-1, keepdim=True)
     target = torch.arange(BATCH)
     return functional.cross_entropy(torch.cat([logits, hard], 1), target) + functional.cross_entropy(logits.T, target)
 
@@ -124,7 +136,8 @@ def main() -> None:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
-    train(PLAN, model, groups, lambda _, rng: loss(model, tokenizer, rng), args.work)
+    train(PLAN, model, groups, lambda _, rng: loss(model, tokenizer, rng, 0.0), args.work)
+    train(RELATIONS, model, groups, lambda _, rng: loss(model, tokenizer, rng, RELATION_SHARE), args.work)
     folder = args.out / "clip"
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

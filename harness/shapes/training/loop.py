@@ -51,7 +51,7 @@ def rate(plan: Plan, step: int) -> float:
 def train(plan: Plan, model: nn.Module, groups: Iterable[dict[str, Any]], step_fn: Step, work: Path) -> nn.Module:
     """Run (or resume from ``work/<name>.pt``) the plan; returns the model (averaged, if ``ema``)."""
     torch.manual_seed(0)
-    parameters = list(groups)
+    parameters = [dict(g) for g in groups]  # the optimizer writes into them
     optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas)
     base_rates = [float(g["lr"]) for g in optimizer.param_groups]
     checkpoint = work / f"{plan.name}.pt"
