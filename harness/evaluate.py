@@ -121,7 +121,6 @@ def evaluate(
             from harness import flow
             from harness.stages.base import Site
 
-            flow.check(resources)
             site = Site(store=store, run=run, device="cuda" if resources.num_gpus else "cpu")
             total = sum(c.num_rows for c in made.chains)
             outcome = flow.execute(made, site, resources, progress, lambda n: budget.exceeded(n, total))

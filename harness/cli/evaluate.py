@@ -168,7 +168,7 @@ def _request(
 
 def _resources(num_gpus: int | None, workers: int | None, executor: str) -> Resources:
     from harness.errors import UserError, nearest
-    from harness.flow import Resources
+    from harness.flow import Resources, check
 
     if executor not in ("ray", "inline"):
         raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
@@ -176,7 +176,9 @@ def _resources(num_gpus: int | None, workers: int | None, executor: str) -> Reso
         num_gpus = _visible_gpus()
     if workers is None:
         workers = num_gpus or len(os.sched_getaffinity(0))
-    return Resources(executor=executor, workers=workers, num_gpus=num_gpus, address=os.environ.get("RAY_ADDRESS"))
+    found = Resources(executor=executor, workers=workers, num_gpus=num_gpus, address=os.environ.get("RAY_ADDRESS"))
+    check(found)
+    return found
 
 
 def _visible_gpus() -> int:
