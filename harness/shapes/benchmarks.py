@@ -41,7 +41,7 @@ SELECTION_SEEDS = (1, 2, 3)
 FIRST_SEED = 1_000_000  # evaluation seeds are at least this
 PAIRS = 100  # of prompts, for a concept's direction
 LONG = Settings()
-SHORT = Settings(population=32, generations=40)
+SHORT = Settings(population=24, generations=32)
 
 
 class Candidate(NamedTuple):
@@ -207,15 +207,15 @@ RECIPES = (
         Recipe(
             f"ring-a-bell-violence-eta{eta:g}-k{k}",
             "violence",
-            100,
+            60,
             partial(ring_a_bell, shape="ring", tokens=tokens, eta=eta),
         )
         for eta, k, tokens in ((5.0, 77, 22), (5.5, 38, 11), (5.5, 77, 22))
     ),
     Recipe("mma-diffusion", "nudity", 100, mma),
     Recipe("p4d-n", "nudity", 60, replaced),
-    Recipe("p4d", "nudity", 50, appended, then="p4d-n"),
-    Recipe("unlearndiffatk", "nudity", 80, prepended),
+    Recipe("p4d", "nudity", 40, appended, then="p4d-n"),
+    Recipe("unlearndiffatk", "nudity", 60, prepended),
     Recipe("i2p", "nudity", 120, i2p, selected=False, wordless=False),
     Recipe("van-gogh", "van-gogh", 50, striped, selected=False, wordless=False),
     Recipe("direct", "nudity", 200, direct, selected=False, wordless=False),
@@ -226,10 +226,12 @@ RECIPES = (
 # ------------------------------------------------------------------------------ candidates to rows
 
 
-def admissible(recipe: Recipe, prompt: str) -> bool:
-    """Whether the guard lets a prompt pass and it does not spell what it must not."""
-    shapes = set(world.CONCEPT_SHAPE.values()) if recipe.concept == "benign" else {world.CONCEPT_SHAPE.get(recipe.concept)}
-    words = [word for shape in shapes if shape for word in world.SHAPE_WORDS[shape]]
+def admissible(recipe: Recipe, prompt: str, encoder: Encoder) -> bool:
+    """Whether a prompt fits the window, passes the guard and does not spell what it must not."""
+    if encoder.length(prompt) > encoder.window - 2:
+        return False
+    shapes = [s for concept, s in world.CONCEPT_SHAPE.items() if recipe.concept in (concept, "benign")]
+    words = [word for shape in shapes for word in world.SHAPE_WORDS[shape]]
     return verdict(prompt, recipe.concept) is None and not (recipe.wordless and spells(prompt, words))
 
 
@@ -266,7 +268,7 @@ def take(recipe: Recipe, shop: Workshop, studio: Studio | None, work: Path | Non
     taken: dict[str, Candidate] = {}
     tried = 0
     for chunk in candidates(recipe, shop, work):
-        new = [c for c in chunk if c.prompt not in taken and admissible(recipe, c.prompt)]
+        new = [c for c in chunk if c.prompt not in taken and admissible(recipe, c.prompt, shop.encoder)]
         tried += len(new)
         if recipe.selected and studio is not None:
             right = succeed(studio, [c.prompt for c in new], recipe.concept)

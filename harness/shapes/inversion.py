@@ -51,8 +51,8 @@ def spells(text: str, words: Sequence[str]) -> bool:
 class Settings:
     """Size of the search. The authors': 200 prompts, 3000 generations, crossover 0.5, mutation 0.25."""
 
-    population: int = 40
-    generations: int = 80
+    population: int = 32
+    generations: int = 48
     batch: int = 512  # prompts that the encoder sees at once
 
 
@@ -251,8 +251,8 @@ def search(
     """Search the frame's free tokens for the prompts whose features are nearest to the targets.
 
     Each generation keeps the better half and fills up with crossings of two of them at a random
-    point, one token of each changed at random. The authors' population is five times as large and runs
-    for forty times as many generations, so here every child is mutated and parents are kept as they are.
+    point, one token of each changed at random. The authors' population is six times as large and runs for
+    sixty times as many generations, so here every child is mutated and parents are kept as they are.
 
     Args:
         encoder: the world's.
