@@ -28,7 +28,7 @@ WINDOW = 24  # tokens, start and end included
 BATCH = 96
 PLAN = Plan(name="clip", steps=2600, lr=1.2e-3, weight_decay=0.05, hold=0.1)
 # Few captions of the first leg turn on where things stand; in the second, most scenes with two objects do.
-RELATIONS = Plan(name="clip-relations", steps=900, lr=8e-4, weight_decay=0.05, hold=0.3)
+RELATIONS = Plan(name="clip-relations", steps=2000, lr=8e-4, weight_decay=0.05, hold=0.3)
 RELATION_SHARE = 0.6
 
 
