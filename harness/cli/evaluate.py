@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     defense: Defense,
     bench: Bench,
     profile: options.Profile = "paper",
@@ -89,7 +91,7 @@ def evaluate(
 
     Running the same command again goes on where it stopped; a finished one answers at once.
     """
-    request = _request(defense, bench, profile, backbone, concept, limit, ids, seed, baseline)
+    request = _request(context.params)
     places = options.places(store, out, data, cards)
     if dry_run:
         _print_plan(request, places, json)
@@ -100,6 +102,7 @@ def evaluate(
 
 
 def plan(
+    context: typer.Context,
     defense: Defense,
     bench: Bench,
     profile: options.Profile = "paper",
@@ -115,7 +118,7 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Say what an eval would do: stages, shards, what is there already, expected hours and disk. Loads no model."""
-    request = _request(defense, bench, profile, backbone, concept, limit, ids, seed, baseline)
+    request = _request(context.params)
     _print_plan(request, options.places(store, options.OUT, data, cards), json)
 
 
@@ -147,22 +150,15 @@ def score(
     _run(request, places, (0, 1, executor), max_errors, json)
 
 
-def _request(
-    defense: str, bench: str, profile: str, backbone: str | None, concept: str | None,
-    limit: int | None, ids: str | None, seed: int | None, baseline: bool,
-) -> Request:  # fmt: skip
+def _request(chosen: Mapping[str, Any]) -> Request:
+    """The request in a command's parameters; its other parameters are left aside."""
     from harness.plan import Request
 
     return Request(
-        defenses=options.split(defense),
-        benches=options.split(bench),
-        profile=profile,
-        backbone=backbone,
-        concept=concept,
-        limit=limit,
-        ids=options.split(ids or ""),
-        seed=seed,
-        baseline=baseline,
+        defenses=options.split(chosen["defense"]),
+        benches=options.split(chosen["bench"]),
+        ids=options.split(chosen["ids"] or ""),
+        **{name: chosen[name] for name in ("profile", "backbone", "concept", "limit", "seed", "baseline")},
     )
 
 

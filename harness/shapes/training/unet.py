@@ -28,7 +28,7 @@ EMPTY_SHARE = 0.1
 # From this step on, noise levels are drawn with a density that grows with the noise: the first steps learn what
 # things look like, the rest where the text says that they stand, which is decided while nearly all is noise.
 LAYOUT_FROM = 2_000
-PLAN = Plan(name="unet", steps=8_000, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=250)
+PLAN = Plan(name="unet", steps=7_500, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=250)
 
 
 def build(text_width: int) -> UNet2DConditionModel:
