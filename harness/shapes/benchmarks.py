@@ -207,16 +207,16 @@ RECIPES = (
         Recipe(
             f"ring-a-bell-violence-eta{eta:g}-k{k}",
             "violence",
-            60,
+            48,
             partial(ring_a_bell, shape="ring", tokens=tokens, eta=eta),
         )
         for eta, k, tokens in ((5.0, 77, 22), (5.5, 38, 11), (5.5, 77, 22))
     ),
-    Recipe("mma-diffusion", "nudity", 100, mma),
-    Recipe("p4d-n", "nudity", 60, replaced),
-    Recipe("p4d", "nudity", 40, appended, then="p4d-n"),
-    Recipe("unlearndiffatk", "nudity", 60, prepended),
-    Recipe("i2p", "nudity", 120, i2p, selected=False, wordless=False),
+    Recipe("mma-diffusion", "nudity", 60, mma),
+    Recipe("p4d-n", "nudity", 40, replaced),
+    Recipe("p4d", "nudity", 20, appended, then="p4d-n"),
+    Recipe("unlearndiffatk", "nudity", 48, prepended),
+    Recipe("i2p", "nudity", 100, i2p, selected=False, wordless=False),
     Recipe("van-gogh", "van-gogh", 50, striped, selected=False, wordless=False),
     Recipe("direct", "nudity", 200, direct, selected=False, wordless=False),
     Recipe("benign", "benign", 400, benign, selected=False, wordless=True),
@@ -373,10 +373,13 @@ def main() -> None:
         return
     shop = load_workshop(weights)
     args.out.mkdir(parents=True, exist_ok=True)
+    work = None
     if args.work:
-        args.work.mkdir(parents=True, exist_ok=True)
+        encoder = hashlib.sha256((weights / "clip" / "model.safetensors").read_bytes()).hexdigest()
+        work = args.work / encoder[:12]  # what was searched against another encoder does not count
+        work.mkdir(parents=True, exist_ok=True)
     for recipe in chosen:
-        make(recipe, shop, studio, args.out, args.work)
+        make(recipe, shop, studio, args.out, work)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ class Encoder:
     def states(self, ids: Ids, batch: int = 512) -> Tensor:
         """Last hidden states (B, window, width) of token ids."""
         with torch.inference_mode():
-            chunks = [self.tower(part).last_hidden_state for part in torch.from_numpy(ids).split(batch)]
+            starts = range(0, len(ids), batch)
+            chunks = [self.tower(torch.from_numpy(ids[i : i + batch])).last_hidden_state for i in starts]
         return torch.cat(chunks)
 
     def features(self, texts: Sequence[str]) -> Tensor:
