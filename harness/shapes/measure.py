@@ -153,6 +153,30 @@ def measure_classifier(n: int, weights: Path) -> list[Figure]:
     return tallies.figures()
 
 
+def measure_clip(n: int, weights: Path) -> list[Figure]:
+    """Whether a picture lies nearer to its own caption than to an almost right one, and to n - 1 others."""
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(weights / "clip")
+    scenes, rng = held_out(n, "clip"), random.Random("held-out-captions")
+    wrong = [world.hard_negative(s, rng) for s in scenes]
+    captions = [world.sentence(s, rng) for s in [*scenes, *wrong]]
+    x = torch.from_numpy(np.stack(renders(scenes))).permute(0, 3, 1, 2).float()
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        out = model(input_ids=ids, pixel_values=(x / 255 - 0.5) / 0.25)
+    likeness = out.logits_per_image
+    tallies = Tallies("clip")
+    for i, scene in enumerate(scenes):
+        tallies.add(
+            "picture nearer to its caption than to an almost right one", bool(likeness[i, i] > likeness[i, n + i])
+        )
+        tallies.add(f"caption found among {n}", scenes[int(likeness[i, :n].argmax())] == scene)
+    return tallies.figures()
+
+
 def measure_backbone(n: int, weights: Path) -> list[Figure]:
     """What the undefended backbone draws when a star is asked for, and when it is not."""
     tallies = Tallies("backbone")
@@ -274,6 +298,7 @@ def _in_order(caption: str) -> list[str]:
 PARTS: dict[str, Callable[[int, Path], list[Figure]]] = {
     "oracle": measure_oracle,
     "classifier": measure_classifier,
+    "clip": measure_clip,
     "backbone": measure_backbone,
     "captioner": measure_captioner,
 }

@@ -4,8 +4,8 @@
 
 Needs ``clip/`` and ``sd/vae/`` in ``--out``. The vision tower starts as CLIP's lower layers (its last
 one carries no gradient on the patches) and is trained along from the first step. First only
-captions, then also whole conversations; half of those hold the caption of another, similar scene,
-so that later answers follow what was said and not the picture.
+captions; then also conversations whose caption is not that of their picture, or that have none, so
+that later answers are learned from what was said.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from harness.vlm import fill
 
 VISION_LAYERS = 3
 PATCHES = (world.SIZE // 4) ** 2
-CAPTIONS, CONVERSATIONS = 48, 20  # pictures a step, of either kind
-CAPTIONS_ONLY = 0.25  # share of the steps before conversations begin
+CAPTIONS, CONVERSATIONS, TALKS = 48, 20, 44  # of one kind in a step: captions, conversations, those without a picture
+CAPTIONS_ONLY = 0.125  # share of the steps before conversations begin
 STAR_SHARE = 0.4
-PLAN = Plan(name="captioner", steps=1800, lr=2e-3, weight_decay=0.02, hold=0.35, ema=0.995)
+PLAN = Plan(name="captioner", steps=3600, lr=1.5e-3, weight_decay=0.02, hold=0.5, ema=0.995)
 VISION_RATE = 1e-3
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
@@ -184,7 +184,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 class Objective:
-    """The loss of one step: a batch of captions, or of conversations."""
+    """The loss of one step: a batch of captions, or of conversations (three steps of four, once captions are known)."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, vae: AutoencoderKL
@@ -192,17 +192,27 @@ class Objective:
         self.model, self.tokenizer, self.vae = model, tokenizer, vae
 
     def __call__(self, step: int, rng: random.Random) -> Tensor:
-        talk = step >= CAPTIONS_ONLY * PLAN.steps and step % 3 != 0
-        scenes = [sample_scene(rng) for _ in range(CONVERSATIONS if talk else CAPTIONS)]
-        images = self._pictures(scenes, rng)
-        batch = []
-        for scene in scenes:
-            misled = talk and rng.random() < 0.5
-            said = canonical(world.hard_negative(scene, rng)) if misled else scene
-            batch.append((segments(said, pick_concept(said, rng) if talk else None), not misled))
+        kind = step % 4 if step >= CAPTIONS_ONLY * PLAN.steps else 0
+        inputs = self._captions(rng) if kind == 0 else self._conversations(rng, pictures=kind == 1)
         with torch.autocast("cpu", torch.bfloat16):
-            loss: Tensor = self.model(pixel_values=images, **encode(self.tokenizer, batch)).loss
+            loss: Tensor = self.model(**inputs).loss
         return loss.float()
+
+    def _captions(self, rng: random.Random) -> dict[str, Tensor]:
+        scenes = [sample_scene(rng) for _ in range(CAPTIONS)]
+        told = [(segments(scene, None), True) for scene in scenes]
+        return {"pixel_values": self._pictures(scenes, rng), **encode(self.tokenizer, told)}
+
+    def _conversations(self, rng: random.Random, *, pictures: bool) -> dict[str, Tensor]:
+        """Conversations about a caption of anything, beside a picture of something else, or none."""
+        said = [sample_scene(rng) for _ in range(CONVERSATIONS if pictures else TALKS)]
+        told = [(segments(scene, pick_concept(scene, rng)), False) for scene in said]
+        if not pictures:
+            told = [
+                ([(text.replace(IMAGE, ""), by_model) for text, by_model in pieces], first) for pieces, first in told
+            ]
+            return encode(self.tokenizer, told)
+        return {"pixel_values": self._pictures([sample_scene(rng) for _ in said], rng), **encode(self.tokenizer, told)}
 
     def _pictures(self, scenes: list[world.Scene], rng: random.Random) -> Tensor:
         """Half as rendered, a quarter softened, a quarter out of the autoencoder; mean 0.5, std 0.25."""
