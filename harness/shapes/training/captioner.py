@@ -41,7 +41,7 @@ PATCHES = (world.SIZE // 4) ** 2
 CAPTIONS, CONVERSATIONS, TALKS = 48, 20, 44  # of one kind in a step: captions, conversations, those without a picture
 CAPTIONS_ONLY = 0.125  # share of the steps before conversations begin
 STAR_SHARE = 0.4
-PLAN = Plan(name="captioner", steps=3600, lr=1.5e-3, weight_decay=0.02, hold=0.5, ema=0.995)
+PLAN = Plan(name="captioner", steps=4000, lr=1.5e-3, weight_decay=0.02, hold=0.5, ema=0.995)
 VISION_RATE = 1e-3
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
