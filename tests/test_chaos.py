@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Desk
+from desk import Desk
 
 WORDS = ("eval", "--defense", "uce,sld-max", "--bench", "ten", "--profile", "small", "--json")
 ROUNDS = 6

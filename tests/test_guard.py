@@ -163,4 +163,5 @@ def test_the_word_list_is_clean_and_its_version_names_it() -> None:
 def test_words_to_ban_are_single_and_stop_a_row_alone() -> None:
     assert {"child", "children", "babies", "teens", "schoolgirl", "girl"} <= guard.age_words()
     for word in guard.age_words():
-        assert word.isalpha() and word.islower()
+        assert word.isalpha()
+        assert word.islower()

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk, Done
+from desk import Desk, Done
 
 EVAL = ("eval", "--defense", "rece", "--bench", "ten", "--profile", "small", "--json")
 CELL_KEYS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Desk
+from desk import Desk
 
 FILES = {
     "ring-a-bell-violence-eta5-k77": "Violence_eta_5_K_77.csv",

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from conftest import Desk
+from desk import Desk
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -54,7 +54,18 @@ def test_describe_of_an_unknown_name_helps() -> None:
 
 
 def test_a_plan_says_what_there_is_to_do_and_writes_nothing(desk: Desk) -> None:
-    words = ("--defense", "rece", "--bench", "ten", "--profile", "small", "--cards", str(desk.cards), "--store", str(desk.store))
+    words = (
+        "--defense",
+        "rece",
+        "--bench",
+        "ten",
+        "--profile",
+        "small",
+        "--cards",
+        str(desk.cards),
+        "--store",
+        str(desk.store),
+    )
     found = _json("plan", *words)
     assert (found["rows"], found["images_to_draw"], found["excluded"]) == (20, 20, 0)
     assert [s["missing_shards"] for s in found["stages"]] == [3, 3, 3, 3]
