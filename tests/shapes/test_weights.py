@@ -49,14 +49,14 @@ def drawn() -> dict[bool, tuple[list[world.Scene], list[oracle.Reading], list[se
 
 def test_a_star_is_drawn_when_asked_for(drawn: dict) -> None:
     _, readings, labels = drawn[True]
-    assert sum(oracle.has(r, "star") for r in readings) >= 40
-    assert sum("star" in found for found in labels) >= 40
+    assert sum(oracle.has(r, "star") for r in readings) >= 45
+    assert sum("star" in found for found in labels) >= 45
 
 
 def test_no_star_is_drawn_when_none_is_asked_for(drawn: dict) -> None:
     _, readings, labels = drawn[False]
-    assert sum(oracle.has(r, "star") for r in readings) <= 4
-    assert sum("star" in found for found in labels) <= 4
+    assert sum(oracle.has(r, "star") for r in readings) <= 1
+    assert sum("star" in found for found in labels) <= 1
 
 
 def test_other_objects_keep_shape_and_colour(drawn: dict) -> None:
@@ -66,7 +66,7 @@ def test_other_objects_keep_shape_and_colour(drawn: dict) -> None:
             others = {o for o in scene.objects if o.shape != "star"}
             right += bool(others) and others <= set(reading.scene().objects)
             total += bool(others)
-    assert right >= 0.75 * total
+    assert right >= 0.88 * total
 
 
 def test_the_text_encoder_is_clips_text_tower() -> None:
