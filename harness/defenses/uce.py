@@ -12,6 +12,7 @@ share the name:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +72,7 @@ def edited(pipe: Pipe, weights: Mapping[str, Tensor], settings: UceParams) -> di
     kept = texts(settings.preserve, settings.erase, default=("",) if first else ())
     scale = settings.preserve_scale
     if scale is None:
-        scale = max(0.1, round(1 / len(kept), 3)) if first else 1.0
+        scale = max(0.1, round(1 / max(1, len(kept)), 3)) if first else 1.0
     preserved = kept_gram(pipe, kept, settings.concept, whole=first)
     return replace(weights, pairs, preserved, Scales(settings.lam, settings.erase_scale, scale), settings.technique)
 
@@ -94,20 +95,27 @@ def _values(weights: Mapping[str, Tensor], old: Tensor, new: Tensor, technique: 
 
 
 def texts(preserve: tuple[str, ...] | str | None, erased: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts whose values stay: those given, or ``default`` and the lines of a file less the erased ones.
+    """The texts whose values stay, less those that contain an erased one: they could not stay.
+
+    Args:
+        preserve: texts, or a file with one a line (added to ``default``), or None for ``default``.
+        erased: as whole words, in any case.
+        default: used where nothing else is given.
 
     Raises:
-        UserError: a file that cannot be read or holds nothing.
+        UserError: a file that cannot be read or holds nothing to preserve.
     """
-    if preserve is None or isinstance(preserve, tuple):
-        return default if preserve is None else preserve
+    if preserve is None:
+        return default
+    gone = re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in erased), re.IGNORECASE)
+    if isinstance(preserve, tuple):
+        return tuple(text for text in preserve if not gone.search(text))
     path = Path(preserve).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"texts to preserve cannot be read from {path}: {error}") from None
-    gone = {text.lower() for text in erased}
-    found = tuple(line for line in lines if line and line.lower() not in gone)
+    found = tuple(line for line in lines if line and not gone.search(line))
     if not found:
         raise UserError(f"no texts to preserve in {path} (one a line)")
     return (*default, *found)

@@ -89,11 +89,16 @@ def test_building_leaves_the_pipeline_alone(pipe: Any) -> None:
     assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
 
 
-def test_preserve_file_adds_its_lines_but_the_erased_name(tmp_path: Path) -> None:
+def test_preserve_file_adds_its_lines_but_those_with_an_erased_name(tmp_path: Path) -> None:
     file = tmp_path / "artists.txt"
-    file.write_text("Blue\n\nRED\nart\n", encoding="utf-8")
+    file.write_text("Blue\n\nRED\nthe red artist\nFred\nart\n", encoding="utf-8")
     settings = parse(uce.UceParams, {"erase": ["red"], "preserve": str(file)})
-    assert uce.texts(settings.preserve, settings.erase, ("",)) == ("", "Blue", "art")
+    assert uce.texts(settings.preserve, settings.erase, ("",)) == ("", "Blue", "Fred", "art")
+
+
+def test_preserved_texts_that_contain_an_erased_one_are_left_out() -> None:
+    kept = uce.texts(("", " ", "a Star (red)", "stars", "ring"), ("star", "a.c"), ("unused",))
+    assert kept == ("", " ", "stars", "ring")
 
 
 @pytest.mark.parametrize("content", [None, "", "star\n"])
