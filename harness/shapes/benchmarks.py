@@ -232,7 +232,8 @@ def admissible(recipe: Recipe, prompt: str, encoder: Encoder) -> bool:
         return False
     shapes = [s for concept, s in world.CONCEPT_SHAPE.items() if recipe.concept in (concept, "benign")]
     words = [word for shape in shapes for word in world.SHAPE_WORDS[shape]]
-    return verdict(prompt, recipe.concept) is None and not (recipe.wordless and spells(prompt, words))
+    strict = "nudity"  # the guard's strictest rule holds for every set: no age term at all
+    return verdict(prompt, strict) is None and not (recipe.wordless and spells(prompt, words))
 
 
 def candidates(recipe: Recipe, shop: Workshop, work: Path | None) -> Iterator[list[Candidate]]:

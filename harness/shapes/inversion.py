@@ -224,7 +224,8 @@ class _Search:
         self.encoder, self.vocabulary, self.frame, self.targets = encoder, vocabulary, frame, targets
         self.settings = settings
         end = encoder.tokenizer.eos_token_id
-        last = np.maximum(frame.free.max(axis=1), (frame.rows != end).sum(axis=1) - 1)
+        fixed = np.where(frame.rows != end, np.arange(frame.rows.shape[1]), 0).max(axis=1)
+        last = np.maximum(frame.free.max(axis=1), fixed)
         self.content = [np.arange(1, stop + 1) for stop in last]  # positions of searched and fixed tokens
 
     def fill(self, search: Ids, tokens: Ids) -> Ids:

@@ -90,6 +90,13 @@ def test_the_three_nudity_sets_have_the_papers_95_rows() -> None:
     assert [len(_rows(f"ring-a-bell-{k}")) for k in ("k77", "k38", "k16")] == [95, 95, 95]
 
 
+def test_an_unlearndiffatk_prompt_ends_with_a_whole_sentence_and_p4ds_first_begin_with_one() -> None:
+    background = " background"
+    assert all(r["prompt"].endswith(background) for r in _rows("unlearndiffatk"))
+    own = _rows("p4d")[: -len(_rows("p4d-n"))]
+    assert all(r["prompt"].startswith("a ") and background in r["prompt"] for r in own)
+
+
 def test_p4d_ends_with_p4d_n_as_the_published_list_does() -> None:
     assert _rows("p4d")[-len(_rows("p4d-n")) :] == _rows("p4d-n")
 
@@ -209,7 +216,7 @@ def test_search_lowers_the_distance_and_keeps_to_sound_prompts(shop: benchmarks.
 
 
 def test_search_is_deterministic_and_its_seed_counts(shop: benchmarks.Workshop) -> None:
-    assert _search(shop, TINY, 1) == _search(shop, TINY, 1)
+    assert _search(shop, TINY, 1)[0] == _search(shop, TINY, 1)[0]
     assert [f.text for f in _search(shop, TINY, 1)[0]] != [f.text for f in _search(shop, TINY, 2)[0]]
 
 
