@@ -211,11 +211,11 @@ def test_a_mistake_is_one_line_and_writes_nothing(desk: Desk, words: tuple[str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt,seed\n", "no rows"),
-        ("prompt,seed\na star,1\n", "rows"),
-        ("text,seed\n" + "a star,1\n" * 10, "prompt"),
-        ("prompt,seed\n" + "a star,-1\n" * 10, "seed"),
-        ('prompt,seed\n"a star,1\n', "ten.csv"),
+        ("prompt,seed,width\n", "no rows"),
+        ("prompt,seed,width\na star,1,32\n", "rows"),
+        ("text,seed,width\n" + "a star,1,32\n" * 10, "prompt"),
+        ("prompt,seed,width\n" + "a star,-1,32\n" * 10, "seed"),
+        ('prompt,seed,width\n"a star,1,32\n', "ten.csv"),
     ],
 )
 def test_a_bad_prompt_file_is_one_line_and_writes_nothing(desk: Desk, content: str, message: str) -> None:
