@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Real benchmark files for the tests that can use them, where a folder of them is at hand.
+export OMP_NUM_THREADS ?= 1
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
 .PHONY: demo setup test test-all lint types wheel clean
