@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export OMP_NUM_THREADS ?= 1
+# Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
 .PHONY: demo setup test test-all lint types wheel clean
