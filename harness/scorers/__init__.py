@@ -10,9 +10,15 @@ A module becomes a scorer by having these (no list to enter it in):
     MODULES = ("harness.shapes.oracle",)  # other sources they depend on; may be left out
     MICRO_BATCH = 1                       # pictures a model sees at once
     PAIR = False                          # whether it compares with a reference picture
+    TEXT = False                          # whether it reads the picture's prompt; may be left out
 
 A picture that cannot be scored costs no other picture its scores: its columns are None and its code
 stands in the column ``<stem>_error``.
+
+A scorer is called with the pictures alone; where PAIR is true, with the pictures and a reference of each
+(another picture, or None where there is none); where TEXT is true, with the pictures and a text of each (or
+None). A picture beside a None has null columns and no error. A pair scorer's columns do not say what the
+reference is (``lpips_alex``); the score stage names it (``lpips_alex@same/base``). None is both.
 """
 
 from __future__ import annotations
@@ -33,14 +39,24 @@ from harness.cardfile import show
 from harness.errors import RowError, UserError, nearest
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB
+Given = TypeVar("Given")
 Prepared = TypeVar("Prepared")
 
 
 class Scorer(Protocol):
     """A loaded scorer."""
 
-    def __call__(self, images: Sequence[Image]) -> dict[str, list[Any]]:
-        """One list per column of the module's COLUMNS and ``<stem>_error``, one value per image."""
+    def __call__(self, images: Sequence[Image], /, *beside: Sequence[Any]) -> dict[str, list[Any]]:
+        """One list per column of the module's COLUMNS and ``<stem>_error``, one value per image.
+
+        Args:
+            images: the pictures to score.
+            beside: nothing; or for a pair scorer one sequence, each picture's reference (Image or None); or for a
+                scorer that reads prompts one sequence, each picture's text (str or None).
+
+        Raises:
+            ValueError: another number of references or texts than of pictures.
+        """
         ...
 
 
@@ -85,6 +101,16 @@ def modules(stem: str) -> tuple[str, ...]:
     return tuple(getattr(_module(stem), "MODULES", ()))
 
 
+def pair(stem: str) -> bool:
+    """Whether the scorer compares each picture with a reference picture."""
+    return bool(_module(stem).PAIR)
+
+
+def text(stem: str) -> bool:
+    """Whether the scorer reads each picture's prompt."""
+    return bool(getattr(_module(stem), "TEXT", False))
+
+
 def options(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A scorer's ``defaults`` with ``params`` over them.
 
@@ -115,12 +141,79 @@ def in_micro_batches(
         compute: ``size`` prepared pictures to as many rows of columns.
         size: the micro-batch.
     """
-    error = f"{stem}_error"
-    rows: list[dict[str, Any]] = [{} for _ in images]
-    ready: list[tuple[dict[str, Any], Prepared]] = []
-    for row, image in zip(rows, images, strict=True):
+    return _scored(stem, images, lambda image: prepare(checked(image)), compute, size)
+
+
+def pairs_in_micro_batches(
+    stem: str,
+    images: Sequence[Image],
+    references: Sequence[Image | None],
+    prepare: Callable[[Image, Image], Prepared],
+    compute: Callable[[list[Prepared]], list[dict[str, Any]]],
+    size: int,
+) -> dict[str, list[Any]]:
+    """As ``in_micro_batches``, of pictures and their references; a picture without one has no score and no error.
+
+    Args:
+        stem: the scorer, whose columns are filled.
+        images: any number of (height, width, 3) uint8 pictures.
+        references: as many, or None.
+        prepare: makes a picture and its reference ready, or raises RowError. What is no picture has not come so far:
+            its row has the code ``not-a-picture``, or ``reference-not-a-picture``.
+        compute: ``size`` prepared pairs to as many rows of columns.
+        size: the micro-batch.
+
+    Raises:
+        ValueError: other numbers of pictures and references.
+    """
+    pairs = [(i, r) if r is not None else None for i, r in zip(images, references, strict=True)]
+
+    def ready(both: tuple[Image, Image]) -> Prepared:
+        image, reference = checked(both[0]), both[1]
         try:
-            ready.append((row, prepare(checked(image))))
+            checked(reference)
+        except RowError as problem:
+            raise RowError(f"reference-{problem.code}", str(problem)) from problem
+        return prepare(image, reference)
+
+    return _scored(stem, pairs, ready, compute, size)
+
+
+def texts_in_micro_batches(
+    stem: str,
+    images: Sequence[Image],
+    texts: Sequence[str | None],
+    prepare: Callable[[Image, str], Prepared],
+    compute: Callable[[list[Prepared]], list[dict[str, Any]]],
+    size: int,
+) -> dict[str, list[Any]]:
+    """As ``in_micro_batches``, of pictures and their texts; a picture without one has no score and no error.
+
+    An empty text is a text.
+
+    Raises:
+        ValueError: other numbers of pictures and texts.
+    """
+    pairs = [(i, t) if t is not None else None for i, t in zip(images, texts, strict=True)]
+    return _scored(stem, pairs, lambda both: prepare(checked(both[0]), both[1]), compute, size)
+
+
+def _scored(
+    stem: str,
+    inputs: Sequence[Given | None],
+    prepare: Callable[[Given], Prepared],
+    compute: Callable[[list[Prepared]], list[dict[str, Any]]],
+    size: int,
+) -> dict[str, list[Any]]:
+    """Scores of ``inputs`` by column, ``size`` at a time; none for a None, a code for one that is not fit."""
+    error = f"{stem}_error"
+    rows: list[dict[str, Any]] = [{} for _ in inputs]
+    ready: list[tuple[dict[str, Any], Prepared]] = []
+    for row, given in zip(rows, inputs, strict=True):
+        if given is None:
+            continue
+        try:
+            ready.append((row, prepare(given)))
         except RowError as problem:
             row[error] = problem.code
     for start in range(0, len(ready), size):

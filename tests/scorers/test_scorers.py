@@ -31,6 +31,7 @@ def test_columns_carry_the_stem_and_an_arrow_type(stem: str) -> None:
         assert isinstance(kind, pa.DataType)
     assert scorers.libraries(stem)
     assert isinstance(scorers.modules(stem), tuple)
+    assert not (scorers.pair(stem) and scorers.text(stem))
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,67 @@ def test_bad_pictures_cost_no_other_its_scores(levels: list[int]) -> None:
     assert found["shapes_oracle_star"] == [float(level) if level else None for level in levels]
     assert found["shapes_oracle_error"] == [None if level else "too-dark" for level in levels]
     assert found["shapes_oracle_scene"] == [None] * len(levels)
+
+
+def differences(batch: list[float]) -> list[dict[str, Any]]:
+    assert len(batch) == 4
+    return [{"shapes_oracle_star": value} for value in batch]
+
+
+def difference(image: scorers.Image, reference: scorers.Image) -> float:
+    if image.shape != reference.shape:
+        raise RowError("sizes-differ")
+    return float(image.mean()) - float(reference.mean())
+
+
+def plain(level: int, size: int = 2) -> scorers.Image:
+    return np.full((size, size, 3), level, dtype=np.uint8)
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.none() | st.integers(0, 255)), max_size=14))
+def test_a_picture_without_a_reference_has_no_score_and_no_error(levels: list[tuple[int, int | None]]) -> None:
+    found = scorers.pairs_in_micro_batches(
+        "shapes_oracle",
+        [plain(a) for a, _ in levels],
+        [None if b is None else plain(b) for _, b in levels],
+        difference,
+        differences,
+        4,
+    )
+    assert found["shapes_oracle_star"] == [None if b is None else float(a - b) for a, b in levels]
+    assert found["shapes_oracle_error"] == [None] * len(levels)
+
+
+def test_a_bad_pair_costs_no_other_its_scores() -> None:
+    grey, bad = plain(7), np.zeros((2, 2), np.uint8)
+    found = scorers.pairs_in_micro_batches(
+        "shapes_oracle",
+        [grey, bad, grey, grey, bad],
+        [plain(3), grey, bad, plain(7, 3), None],
+        difference,
+        differences,
+        4,
+    )
+    assert found["shapes_oracle_star"] == [4.0, None, None, None, None]
+    codes = [None, "not-a-picture", "reference-not-a-picture", "sizes-differ", None]
+    assert found["shapes_oracle_error"] == codes
+
+
+def test_a_picture_without_a_text_has_no_score_and_no_error() -> None:
+    found = scorers.texts_in_micro_batches(
+        "shapes_oracle",
+        [plain(1), plain(2), plain(3), np.zeros((2, 2), np.uint8)],
+        ["a", None, "", "b"],
+        lambda image, text: float(image.mean()) + len(text),
+        differences,
+        4,
+    )
+    assert found["shapes_oracle_star"] == [2.0, None, 3.0, None]
+    assert found["shapes_oracle_error"] == [None, None, None, "not-a-picture"]
+
+
+def test_as_many_references_and_texts_as_pictures() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        scorers.pairs_in_micro_batches("shapes_oracle", [plain(1)], [plain(1)] * 2, difference, differences, 4)
+    with pytest.raises(ValueError, match="shorter"):
+        scorers.texts_in_micro_batches("shapes_oracle", [plain(1)], [], lambda i, t: 0.0, differences, 4)
