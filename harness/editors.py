@@ -1,0 +1,379 @@
+"""Image-to-image editors that are told in words what to change: InstructPix2Pix, Instruct-CLIP, ICEdit.
+
+The paper compares ReSafe with them (Sections 4.1 and D.2). Each is diffusers' own pipeline class with
+published weights, and a card says which. Two layouts::
+
+    single     instruction + picture -> picture                                     (InstructPix2Pix)
+    diptych    picture | picture, right half masked -> filled in; the right half    (ICEdit on FLUX.1 Fill)
+
+Every text is put to the guard here, and each row draws from its own ``torch.Generator("cpu")`` in
+micro-batches of full size, so that a row's picture does not depend on its batch-mates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, model_validator
+
+from harness.cards import Amount, Columns, Count, Model, Revision, locate
+from harness.errors import UserError, nearest
+from harness.fingerprint import FileHashes
+from harness.guard import guard
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# Distributions and modules whose change makes an edited picture another one.
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "peft", "numpy", "pillow")
+MODULES = ("harness.editors", "harness.guard")
+
+ARTISTS: Mapping[str, str] = {"van-gogh": "Vincent van Gogh", "picasso": "Pablo Picasso"}  # by concept
+
+GRID = 8  # pixels a latent stands for in the published autoencoders: sizes are multiples of it
+ADAPTER = "edit"
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
+
+
+class Lora(Model):
+    """Low-rank weights that are added to the pipeline's."""
+
+    source: str  # hub id, or "package:..."
+    revision: Revision | None = None  # null: whatever commit this machine holds
+    file: str = "pytorch_lora_weights.safetensors"
+    licence: str
+    scale: Amount = 1.0
+
+
+class Edit(Model):
+    """An editor as released, and how it is asked."""
+
+    pipeline: str  # class of diffusers
+    source: str  # hub id, or "package:..."
+    revision: Revision | None = None  # null: whatever commit this machine holds
+    files: Columns = ()  # of a hub repository, those that are needed
+    licence: str
+    gated: bool = False
+    lora: Lora | None = None
+    scheduler: str | None = None  # class of diffusers; null = as shipped
+    steps: Count
+    guidance: Amount
+    image_guidance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None  # below 1 diffusers uses neither
+    layout: Literal["single", "diptych"] = "single"
+    width: Count | None = None  # what a picture is resized to; one of the two keeps the aspect, null = its own
+    height: Count | None = None
+    restore_size: bool = False  # resize the result to the picture's size; else it stays as the editor gives it
+    template: str = "{instruction}"
+    instruction: str
+    artist_instruction: str  # for a concept that is an artist's style
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    micro_batch: Count
+    memory_gb: Amount
+    seconds_per_image: Amount
+
+    @model_validator(mode="after")
+    def _whole(self) -> Edit:
+        if not self.source.startswith("package:") and not self.files:
+            raise ValueError("a hub source needs its files")
+        if "{instruction}" not in self.template:
+            raise ValueError("template needs '{instruction}'")
+        if "{artist}" not in self.artist_instruction:
+            raise ValueError("artist_instruction needs '{artist}'")
+        if self.layout == "diptych" and self.image_guidance is not None:
+            raise ValueError("image_guidance is of the layout 'single'")
+        return self
+
+
+class Source(NamedTuple):
+    """Files of one repository that an editor needs."""
+
+    source: str
+    revision: str | None
+    files: Columns
+    gated: bool
+
+
+class Job(NamedTuple):
+    """One picture to edit."""
+
+    image: Picture
+    seed: int  # uint64
+    concept: str  # what is to go; also for the guard
+
+
+def instruction(edit: Edit, concept: str) -> str:
+    """What the editor is told to do about ``concept`` (Appendix D.2), without the editor's own wrapping."""
+    artist = ARTISTS.get(concept)
+    return edit.instruction if artist is None else edit.artist_instruction.replace("{artist}", artist)
+
+
+def prompt(edit: Edit, concept: str) -> str:
+    """The text that the pipeline gets."""
+    return edit.template.replace("{instruction}", instruction(edit, concept))
+
+
+def sources(edit: Edit) -> tuple[Source, ...]:
+    """What has to be on the machine, the pipeline's own repository first."""
+    own = Source(edit.source, edit.revision, edit.files, edit.gated)
+    return (
+        (own,) if edit.lora is None else (own, Source(edit.lora.source, edit.lora.revision, (edit.lora.file,), False))
+    )
+
+
+def pinned(edit: Edit, name: str = "NAME") -> Edit:
+    """``edit`` with a revision for every hub source: one that its card leaves open gets this machine's commit.
+
+    Raises:
+        UserError: an unpinned source is not on this machine.
+    """
+    base, *rest = (s.revision or _commit(s, name) for s in sources(edit))
+    changed: dict[str, Any] = {"revision": base}
+    if edit.lora is not None:
+        changed["lora"] = edit.lora.model_copy(update={"revision": rest[0]})
+    return edit.model_copy(update=changed)
+
+
+def identity(edit: Edit, root: Path, hashes: FileHashes | None = None, name: str = "NAME") -> dict[str, Any]:
+    """What identifies the weights: by source, the hub's commit, or each local file's sha256.
+
+    Args:
+        root: the card's root, for ``package:`` sources.
+        hashes: remembers the files that were read before.
+        name: the card's, for messages.
+
+    Raises:
+        UserError: a local or unpinned source is not on this machine.
+    """
+    hashes = hashes or FileHashes()
+    found: dict[str, Any] = {}
+    for part, source in zip(("base", "lora"), sources(pinned(edit, name)), strict=False):
+        found[part] = source.revision
+        if source.source.startswith("package:"):
+            folder = _folder(source.source, root)
+            found[part] = hashes.of_folder(folder) if part == "base" else hashes.of(_file(folder, source))
+    return found
+
+
+def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> DiffusionPipeline:
+    """The editor as its card says: weights, LoRA, scheduler, dtype; no safety checker.
+
+    Args:
+        root: the card's root, for ``package:`` sources.
+        name: the card's, for messages.
+
+    Raises:
+        UserError: something is not on this machine (nothing is downloaded here), or does not fit.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # theirs would draw over ours
+    diffusers.utils.logging.disable_progress_bar()
+    cls = _class(edit.pipeline)
+    # A checker would turn pictures black that are to be counted.
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    taken = inspect.signature(cls.__init__).parameters
+    packaged = edit.source.startswith("package:")
+    try:
+        pipe = cls.from_pretrained(
+            str(_folder(edit.source, root)) if packaged else edit.source,
+            revision=edit.revision,
+            dtype=getattr(torch, edit.dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            **{key: value for key, value in unchecked.items() if key in taken},
+        )
+    except OSError as error:
+        raise UserError(_absent(sources(edit)[0], name, str(error).strip().splitlines()[0])) from error
+    if edit.lora is not None:
+        _add(edit.lora, pipe, root, name)
+    if edit.scheduler:
+        pipe.scheduler = _class(edit.scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def edit(pipe: Any, settings: Edit, jobs: Sequence[Job]) -> list[Picture]:
+    """Edit ``jobs``; one array (height, width, 3) uint8 each, in order, at the size that the editor gives.
+
+    Raises:
+        RowError: the guard refuses the instruction (refuse it before, to keep its batch-mates).
+    """
+    for job in jobs:
+        guard(prompt(settings, job.concept), job.concept)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, job in enumerate(jobs):
+        height, width = job.image.shape[:2]
+        groups.setdefault(canvas(settings, width, height), []).append(i)
+    found: dict[int, Picture] = {}
+    for size, members in groups.items():
+        for start in range(0, len(members), settings.micro_batch):
+            batch = members[start : start + settings.micro_batch]
+            padded = batch + [batch[-1]] * (settings.micro_batch - len(batch))
+            found |= zip(batch, _draw(pipe, settings, [jobs[i] for i in padded], size), strict=False)
+    return [_restored(found[i], job.image) if settings.restore_size else found[i] for i, job in enumerate(jobs)]
+
+
+def canvas(settings: Edit, width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels at which a picture of ``width`` x ``height`` is edited: multiples of 8."""
+    if settings.width is not None:
+        wide, high = settings.width, settings.height or height * settings.width // width
+    elif settings.height is not None:
+        wide, high = width * settings.height // height, settings.height
+    else:
+        wide, high = width, height
+    return max(GRID, wide // GRID * GRID), max(GRID, high // GRID * GRID)
+
+
+def diptych(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """ICEdit's canvas and mask: the picture twice side by side, and white where the right one is to be filled in."""
+    width, height = picture.size
+    both = Image.new("RGB", (2 * width, height))
+    both.paste(picture, (0, 0))
+    both.paste(picture, (width, 0))
+    mask = Image.new("L", both.size, 0)
+    mask.paste(255, (width, 0, 2 * width, height))
+    return both, mask
+
+
+def _draw(pipe: Any, settings: Edit, jobs: Sequence[Job], size: tuple[int, int]) -> list[Picture]:
+    """Call the pipeline once."""
+    import torch
+
+    pictures = [_resized(job.image, size, settings.layout) for job in jobs]
+    asked: dict[str, Any] = {"image": pictures}
+    if settings.layout == "diptych":
+        canvases, masks = zip(*map(diptych, pictures), strict=True)
+        asked = {"image": list(canvases), "mask_image": list(masks), "width": 2 * size[0], "height": size[1]}
+    if settings.image_guidance is not None:
+        asked["image_guidance_scale"] = settings.image_guidance
+    with torch.inference_mode():
+        drawn = pipe(
+            prompt=[prompt(settings, job.concept) for job in jobs],
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+            guidance_scale=settings.guidance,
+            num_inference_steps=settings.steps,
+            output_type="np",
+            **asked,
+        ).images
+    if settings.layout == "diptych":
+        drawn = [p[:, p.shape[1] // 2 :] for p in drawn]
+    return [(255 * p).round().clip(0, 255).astype(np.uint8) for p in drawn]
+
+
+def _resized(image: Picture, size: tuple[int, int], layout: str) -> Image.Image:
+    """The picture at ``size``, by the filter of each layout's published code."""
+    picture = Image.fromarray(image)
+    if picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.BICUBIC if layout == "diptych" else Image.Resampling.LANCZOS)
+
+
+def _restored(picture: Picture, original: Picture) -> Picture:
+    if picture.shape == original.shape:
+        return picture
+    height, width = original.shape[:2]
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _class(name: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type):
+        raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}{nearest(name, dir(diffusers))}")
+    return found
+
+
+def _add(lora: Lora, pipe: Any, root: Path, name: str) -> None:
+    """Put the low-rank weights into the pipeline, and see that all of them found their place."""
+    if find_spec("peft") is None:
+        raise UserError(f"regenerator {name}: LoRA weights need the package peft; `pip install peft`")
+    source = Source(lora.source, lora.revision, (lora.file,), False)
+    path = _lora_file(source, root, name)
+    wanted = _pairs(path)
+    try:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER)
+        pipe.set_adapters(ADAPTER, adapter_weights=lora.scale)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"regenerator {name}: {path} does not fit {type(pipe).__name__}: {reason}") from error
+    placed = sum(
+        f".lora_A.{ADAPTER}." in key
+        for part in pipe.components.values()
+        if hasattr(part, "named_parameters")
+        for key, _ in part.named_parameters()
+    )
+    if not wanted or placed < wanted:  # unknown names are passed over with no more than a warning
+        raise UserError(
+            f"regenerator {name}: {path} does not fit {type(pipe).__name__}: {placed} of {wanted} layers found a place"
+        )
+
+
+def _pairs(path: Path) -> int:
+    """How many layers a LoRA file changes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            keys = file.keys()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file: {error}") from error
+    return sum(key.endswith(("lora_A.weight", "lora.down.weight", "lora_down.weight")) for key in keys)
+
+
+def _lora_file(source: Source, root: Path, name: str) -> Path:
+    if source.source.startswith("package:"):
+        return _file(_folder(source.source, root), source)
+    found = _cached(source)
+    if found is None:
+        raise UserError(_absent(source, name, f"{source.files[0]} is not in the Hugging Face cache"))
+    return found
+
+
+def _folder(source: str, root: Path) -> Path:
+    folder = locate(source, root)
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder} (the card's source is {source!r})")
+    return folder
+
+
+def _file(folder: Path, source: Source) -> Path:
+    path = folder / source.files[0]
+    if not path.is_file():
+        raise UserError(f"no file {path} (the card's source is {source.source!r})")
+    return path
+
+
+def _commit(source: Source, name: str) -> str | None:
+    """The commit of an unpinned hub source that this machine holds; None for a local one."""
+    if source.source.startswith("package:"):
+        return None
+    found = _cached(source)
+    if found is None:
+        raise UserError(_absent(source, name, "its card names no revision, and no commit is in the cache"))
+    return found.parents[source.files[0].count("/")].name  # .../snapshots/<commit>/<file>
+
+
+def _cached(source: Source) -> Path | None:
+    """The first file of a hub source in the Hugging Face cache."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.source, source.files[0], constants.HF_HUB_CACHE, source.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _absent(source: Source, name: str, reason: str) -> str:
+    where = source.source if source.revision is None else f"{source.source}@{source.revision[:8]}"
+    gate = f"; gated: accept the terms at https://huggingface.co/{source.source} first" if source.gated else ""
+    get = "" if source.source.startswith("package:") else f"; get them with `harness fetch weights {name}`{gate}"
+    return f"regenerator {name}: weights of {where} are not on this machine ({reason}){get}"

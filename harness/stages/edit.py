@@ -1,0 +1,107 @@
+"""The edit stage: base pictures in, pictures edited by instruction out (schema IMAGE -> REGENERATION)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from harness import editors
+from harness.editors import Edit, Job
+from harness.errors import RowError, TransientError
+from harness.guard import guard
+from harness.schema import LINEAGE, REGENERATION, need
+from harness.stages.pictures import decode, drawn, put
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from harness.stages.base import Site, Worker
+
+_NOTHING_DRAWN = dict.fromkeys(("image", "image_sha256", "degenerate"))
+
+
+def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Editor:
+    """The editor, or the one already loaded when it is the same.
+
+    Args:
+        worker: ``variant`` and ``concept`` of the rows, the card's ``name``, ``edit`` section and ``root``.
+
+    Raises:
+        UserError: weights are missing or do not fit.
+    """
+    settings, root = Edit.model_validate(worker["edit"]), Path(worker["root"])
+    if site.device == "cpu":
+        torch.set_num_threads(1)  # a picture must not depend on how many cores are at hand
+    if isinstance(previous, Editor) and (previous.settings, previous.root) == (settings, root):
+        pipe = previous.pipe
+    else:
+        pipe = editors.load(settings, root, site.device, worker["name"])
+    return Editor(settings, root, pipe, worker)
+
+
+class Editor:
+    """An editor at work for one variant. What descends from an excluded or failed row is excluded or failed."""
+
+    def __init__(self, settings: Edit, root: Path, pipe: DiffusionPipeline, worker: Mapping[str, Any]) -> None:
+        self.settings, self.root, self.pipe = settings, root, pipe
+        self._name, self._variant, self._concept = worker["name"], worker["variant"], worker["concept"]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Edit every picture that is there.
+
+        Raises:
+            TransientError: out of memory, with the micro-batch that would fit.
+            UserError: the pictures were discarded.
+        """
+        pictures = drawn(rows)
+        entries = self._entries(rows)
+        jobs: dict[int, Job] = {}
+        for i, (entry, data) in enumerate(zip(entries, pictures, strict=True)):
+            if data is None or not self._admitted(entry):
+                continue
+            try:
+                jobs[i] = Job(decode(data), entry["seed"], self._concept)
+            except RowError as error:
+                entry["error"] = error.code
+        for i, picture in zip(jobs, self._edit(list(jobs.values())), strict=True):
+            put(entries[i], picture)
+        return need(pa.Table.from_pylist(entries, schema=REGENERATION), REGENERATION, "edit")
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        entries = [e | {"error": code} for e in self._entries(rows)]
+        return pa.Table.from_pylist(entries, schema=REGENERATION)
+
+    def _entries(self, rows: pa.Table) -> list[dict[str, Any]]:
+        """The rows under this variant's name, with nothing drawn yet."""
+        lineage = dict.fromkeys(name for name, _ in LINEAGE) | {"regen_backbone": self._name}
+        kept = rows.drop_columns(list(_NOTHING_DRAWN)).to_pylist()
+        return [r | _NOTHING_DRAWN | lineage | {"variant": self._variant} for r in kept]
+
+    def _admitted(self, entry: dict[str, Any]) -> bool:
+        """False, with the reason in the row, if the guard refuses what its picture was or would be drawn from."""
+        if entry["excluded"] is not None or entry["error"] is not None:
+            return False
+        try:
+            for text in (entry["prompt"] or "", editors.prompt(self.settings, self._concept)):
+                guard(text, entry["concept"])
+                guard(text, self._concept)
+        except RowError as error:
+            entry["excluded"] = error.code
+            return False
+        return True
+
+    def _edit(self, jobs: list[Job]) -> list[editors.Picture]:
+        size = self.settings.micro_batch
+        try:
+            return editors.edit(self.pipe, self.settings, jobs)
+        except torch.OutOfMemoryError as error:
+            fits = (
+                f"set edit.micro_batch: {size // 2}"
+                if size > 1
+                else "one picture at a time does not fit; see memory_gb"
+            )
+            raise TransientError(f"out of memory at micro_batch {size}; {fits} in {self._name}.yaml") from error
