@@ -301,12 +301,18 @@ def _add(lora: Lora, pipe: Any, root: Path, name: str) -> None:
     source = Source(lora.source, lora.revision, (lora.file,), False)
     path = _lora_file(source, root, name)
     wanted = _pairs(path)
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of every part that the file leaves alone; see below
     try:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER)
         pipe.set_adapters(ADAPTER, adapter_weights=lora.scale)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"regenerator {name}: {path} does not fit {type(pipe).__name__}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     placed = sum(
         f".lora_A.{ADAPTER}." in key
         for part in pipe.components.values()
