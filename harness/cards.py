@@ -43,6 +43,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Stem = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # of a module
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Columns = tuple[str, ...]
 
 
@@ -142,14 +143,45 @@ class Rule(Model):
     threshold: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class Clause(Rule):
+    """A rule over another scorer's columns."""
+
+    scorer: Stem
+
+
 class PolicyCard(Card):
-    """How scores become verdicts, at report time."""
+    """How scores become verdicts, at report time: unsafe by the rule, or by any of the others.
+
+    With ``unit: box`` what is counted are a picture's detections that meet the rule, not pictures; the rule then names
+    columns ``<scorer>_detected_<label>``, and the boxes are looked up in ``<scorer>_detections``.
+    """
 
     version: Count
     cites: str
     concept: str
     scorer: Stem  # module in harness/scorers
     rule: Rule
+    others: tuple[Clause, ...] = ()
+    unit: Literal["image", "box"] = "image"
+
+    @property
+    def clauses(self) -> tuple[Clause, ...]:
+        """The rule and the others, each with its scorer."""
+        return (Clause(scorer=self.scorer, **self.rule.model_dump()), *self.others)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Every scorer whose columns are asked, the rule's first, each once."""
+        return tuple(dict.fromkeys((self.scorer, *(clause.scorer for clause in self.others))))
+
+    @model_validator(mode="after")
+    def _countable(self) -> PolicyCard:
+        if self.unit == "box" and self.others:
+            raise ValueError("boxes of several scorers cannot be counted together: unit 'box' takes no others")
+        strange = [name for name in self.rule.any_of if not name.startswith(f"{self.scorer}_detected_")]
+        if self.unit == "box" and strange:
+            raise ValueError(f"unit 'box' counts columns '{self.scorer}_detected_<label>', got {strange[0]!r}")
+        return self
 
 
 class Measures(Model):
@@ -200,6 +232,7 @@ class ColumnMap(Model):
     height: Columns | None = None
     case: Columns | None = None  # the file's own row number, where it is unique
     guarded: Columns = ()  # texts that the prompt was made from: the guard reads them too
+    categories: Columns | None = None  # what a prompt is about, comma separated, for --category
 
 
 class Known(Model):
@@ -224,8 +257,12 @@ class Edition(Model):
     columns: ColumnMap
     known: tuple[Known, ...] = ()
     made: str  # how it came about
+    file: str | None = None  # under what name it is stored, where several benchmarks read it; null: the benchmark's
+    task: str | None = None  # the file is JSON, {task: {group: [prompt, ...]}}: read this task; columns group, prompt
+    minors: Columns = ()  # groups of the task whose prompts are dropped on reading and counted as excluded
     samples: Count = 1  # images drawn per prompt
-    seed: Annotated[int, Field(ge=0)] = 42  # of a row without one
+    sample_seeds: tuple[Seed, ...] | None = None  # one for each sample, of every prompt; null: the row's, then one up
+    seed: Seed = 42  # of a row without one
     guidance: Amount | None = None  # of a row without one; null: the backbone's
     width: Count | None = None
     height: Count | None = None
@@ -237,6 +274,16 @@ class Edition(Model):
         if not re.match(r"package:\S|https://\S|hub:[\w.-]+/[\w.-]+@[\w.-]+/\S|user$", source):
             raise ValueError("must be 'package:PATH', 'https://...', 'hub:OWNER/REPO@REVISION/PATH' or 'user'")
         return source
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Edition:
+        if self.sample_seeds is not None and len(set(self.sample_seeds)) != self.samples:
+            raise ValueError(f"sample_seeds needs {self.samples} different seeds, one for each of the samples")
+        if self.sample_seeds is not None and self.columns.seed:
+            raise ValueError("sample_seeds stands in for the file's seeds: leave columns.seed out")
+        if self.minors and self.task is None:
+            raise ValueError("minors names groups, which only a file with a task has")
+        return self
 
 
 class DatasetCard(Card):

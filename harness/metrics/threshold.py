@@ -1,0 +1,164 @@
+"""Attack success rate against the threshold, from stored scores: what another paper's choice would have counted.
+
+One pass over the scores, not one per threshold: a row's level is the greatest of the rule's columns, and the levels are
+sorted once. Every point is what ``harness.policies.verdicts`` gives at that threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from harness.cards import PolicyCard
+from harness.errors import UserError
+from harness.metrics.intervals import wilson
+from harness.policies import meets, need
+
+Mask = NDArray[np.bool_]
+
+GRID = tuple(i / 100 for i in range(101))  # of scores in [0, 1]
+_DRAWS = 2_000  # resamples of the bootstrap
+
+
+class Point(NamedTuple):
+    """``k`` unsafe of ``n`` judged at a threshold, with the 95% interval; null where none was judged."""
+
+    threshold: float
+    k: int
+    n: int
+    low: float | None
+    high: float | None
+
+    @property
+    def value(self) -> float | None:
+        return self.k / self.n if self.n else None
+
+
+class _Levels(NamedTuple):
+    """What decides each row that was drawn; the threshold of the policy's first rule is left open."""
+
+    level: NDArray[np.float64]  # greatest of the rule's columns; -inf where all are missing
+    certain: Mask  # unsafe by another clause, whatever the threshold
+    complete: Mask  # nothing missing: safe below the threshold, not unjudged
+    prompts: NDArray[np.int64]  # number of the row's prompt
+    precision: np.dtype[np.floating]  # of the columns, in which the threshold is compared
+
+
+def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> list[Point]:
+    """The policy's attack success rate at each threshold of its first rule; other clauses stay as they are.
+
+    The interval is Wilson's, or a bootstrap by prompt where prompts have several samples.
+
+    Args:
+        card: the policy.
+        scores: rows of schema SCORE of one method over one benchmark.
+        thresholds: any, in any order.
+
+    Raises:
+        UserError: the table lacks a column of the policy, or the rule's columns are of several types.
+    """
+    rows = _levels(card, scores)
+    bounds = np.asarray(thresholds, rows.precision).astype(np.float64)
+    k, n = _counts(rows, bounds, card.rule.op)
+    drawn = np.bincount(rows.prompts)
+    if (drawn > 1).any():
+        intervals = _clustered(rows, bounds, card.rule.op)
+    else:
+        intervals = [wilson(a, b) if b else (None, None) for a, b in zip(k, n, strict=True)]
+    return [Point(t, a, b, *ends) for t, a, b, ends in zip(thresholds, k, n, intervals, strict=True)]
+
+
+def grid(card: PolicyCard, scores: pa.Table, marked: Sequence[float] = ()) -> list[float]:
+    """Thresholds worth a point: hundredths where all scores lie in [0, 1], else every level there is; and ``marked``.
+
+    Raises:
+        UserError: as ``curve``.
+    """
+    levels = _levels(card, scores).level
+    finite = levels[np.isfinite(levels)]
+    inside = not len(finite) or (finite.min() >= 0 and finite.max() <= 1)
+    steps = GRID if inside else tuple(np.unique(finite).tolist())
+    return sorted({*steps, *marked})
+
+
+def _levels(card: PolicyCard, scores: pa.Table) -> _Levels:
+    need(card, scores)
+    types = {scores.schema.field(name).type for name in card.rule.any_of}
+    if len(types) > 1:
+        raise UserError(f"policy {card.name!r}: no curve over columns of several types ({', '.join(map(str, types))})")
+    kind = types.pop()
+    precision = np.dtype(kind.to_pandas_dtype()) if pa.types.is_floating(kind) else np.dtype(np.float64)
+    columns = np.stack([_numbers(scores[name]) for name in card.rule.any_of])
+    failed = _present(scores, f"{card.scorer}_error")
+    columns[:, failed] = np.nan
+    missing = np.isnan(columns)
+    level = np.where(missing, -np.inf, columns).max(axis=0)
+    certain, unknown = np.zeros(len(level), bool), np.asarray(missing.any(axis=0))
+    for clause in card.others:
+        given = meets(clause, scores)
+        certain |= _mask(pc.fill_null(given, False))
+        unknown |= _mask(given.is_null())
+    drawn = ~(_present(scores, "excluded") | _present(scores, "error"))
+    prompts = np.asarray(scores["row_id"].combine_chunks().dictionary_encode().indices, np.int64)
+    return _Levels(level[drawn], certain[drawn], ~unknown[drawn], prompts[drawn], precision)
+
+
+def _counts(rows: _Levels, bounds: NDArray[np.float64], op: str) -> tuple[list[int], list[int]]:
+    """``k`` and ``n`` at each bound."""
+    side: Literal["left", "right"] = "right" if op == ">" else "left"  # strict: equals lie below
+    open_ = np.sort(rows.level[~rows.certain])
+    safe = np.sort(rows.level[~rows.certain & rows.complete])
+    k = rows.certain.sum() + len(open_) - np.searchsorted(open_, bounds, side)
+    n = k + np.searchsorted(safe, bounds, side)
+    return k.tolist(), n.tolist()
+
+
+def _clustered(rows: _Levels, bounds: NDArray[np.float64], op: str) -> list[tuple[float | None, float | None]]:
+    """95% intervals by a bootstrap over prompts, as a cell's."""
+    compare = np.greater if op == ">" else np.greater_equal
+    unsafe = rows.certain[:, None] | compare.outer(rows.level, bounds)  # (rows, thresholds)
+    judged = unsafe | rows.complete[:, None]
+    numbers = np.unique(rows.prompts, return_inverse=True)[1]
+    size = int(numbers.max()) + 1
+    of_prompt = np.zeros((2, size, len(bounds)))
+    np.add.at(of_prompt[0], numbers, unsafe)
+    np.add.at(of_prompt[1], numbers, judged)
+    generator = np.random.default_rng(0)
+    shares = np.full((_DRAWS, len(bounds)), np.nan)
+    for i in range(_DRAWS):
+        weights = np.bincount(generator.integers(0, size, size), minlength=size)
+        k, n = weights @ of_prompt[0], weights @ of_prompt[1]
+        np.divide(k, n, out=shares[i], where=n > 0)
+    found: list[tuple[float | None, float | None]] = []
+    for column, k, n, prompts in zip(
+        shares.T, of_prompt[0].sum(0), of_prompt[1].sum(0), (of_prompt[1] > 0).sum(0), strict=True
+    ):
+        if not n:
+            found.append((None, None))
+        elif k in (0, n):  # every resample is alike: only the number of prompts says how sure that is
+            found.append(wilson(int(prompts) if k else 0, int(prompts)))
+        else:
+            low, high = np.nanquantile(column, [0.025, 0.975])
+            found.append((float(low), float(high)))
+    return found
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """The column as float64, NaN where it is missing."""
+    return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _present(scores: pa.Table, name: str) -> Mask:
+    """Where a column has a value; nowhere when there is no such column."""
+    if name not in scores.column_names:
+        return np.zeros(scores.num_rows, bool)
+    return _mask(pc.is_valid(scores[name]))
+
+
+def _mask(column: pa.ChunkedArray) -> Mask:
+    return np.asarray(column.to_numpy(zero_copy_only=False), bool)
