@@ -1,0 +1,99 @@
+"""Questions, replies, and the folder that remembers them so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import fingerprint
+from harness.judges.pictures import Picture
+from harness.store import write_atomically
+
+# Why there is no verdict: the judge declined, the server would not take the question, the answer says neither.
+REFUSAL, REJECTED, UNREADABLE = "judge:refusal", "judge:rejected", "judge:unreadable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One prompt about no, one or several pictures, in the order shown."""
+
+    task: str
+    version: int
+    prompt: str
+    pictures: tuple[Picture, ...] = ()
+    max_new_tokens: int = 16
+
+    @property
+    def key(self) -> str:
+        """sha256 of all that the answer depends on beside the judge."""
+        content = [self.task, self.version, self.prompt, self.max_new_tokens, [p.sha256 for p in self.pictures]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A final answer: a text, or a stable error code that asking again would not change."""
+
+    text: str | None
+    error: str | None = None
+    model: str  # as whoever answered calls itself
+    date: str  # ISO 8601, UTC
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Judge(Protocol):
+    """Who can be asked."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that tells this judge's answers from another's; JSON-able, without secrets."""
+        ...
+
+    def ask(self, questions: Sequence[Question], memory: Answers) -> None:
+        """Put the answer to each question into ``memory``, each as soon as it is there.
+
+        Raises:
+            TransientError: some could not be answered now.
+            UserError: none can be, for a reason a person can mend.
+        """
+        ...
+
+
+class Answers:
+    """Replies of one judge on disk: ``<store>/judge/<fingerprint of the judge>/<question>.json``."""
+
+    def __init__(self, store: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = store / "judge" / fingerprint.digest(identity)
+        self._identity = identity
+        self._rejected: dict[str, Reply] = {}  # of this process: a setting may be to blame, so not for ever
+
+    def get(self, question: Question) -> Reply | None:
+        """What was answered, or None."""
+        if question.key in self._rejected:
+            return self._rejected[question.key]
+        path = self._path(question)
+        return Reply(**json.loads(path.read_text())) if path.exists() else None
+
+    def put(self, question: Question, reply: Reply) -> None:
+        """Remember; written whole or not at all. A question that was not taken is remembered in this process only."""
+        if reply.error == REJECTED:
+            self._rejected[question.key] = reply
+            return
+        about = self.folder / "stage.json"
+        if not about.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(about, json.dumps(self._identity, indent=1, sort_keys=True).encode())
+        write_atomically(self._path(question), json.dumps(asdict(reply)).encode())
+
+    def unknown(self, questions: Sequence[Question]) -> list[Question]:
+        """Those not answered yet, each once."""
+        different = {q.key: q for q in questions}
+        return [q for k, q in different.items() if k not in self._rejected and not self._path(q).exists()]
+
+    def _path(self, question: Question) -> Path:
+        return self.folder / f"{question.key}.json"

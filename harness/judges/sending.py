@@ -1,0 +1,142 @@
+"""Before anything is sent: where it would go, what it would hold, its cost, and whether the user allowed it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from harness.errors import UserError
+from harness.judges.answers import Question
+from harness.judges.card import JudgeCard
+
+ENCODING = 1  # of pictures as sent; raised when the way they are encoded changes
+
+_CHARACTERS_PER_TOKEN = 3  # fewer than English has, so that the estimate errs upwards
+_OVERHEAD_TOKENS = 16  # of a message around its content
+
+
+class Endpoint(NamedTuple):
+    """Where questions go; ``key`` never leaves this and the client."""
+
+    url: str
+    model: str
+    key: str
+
+    @property
+    def shown(self) -> str:
+        """The address without user, password and query."""
+        parts = urlsplit(self.url)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.shown}, {self.model})"
+
+
+class Estimate(NamedTuple):
+    """What sending would take; ``dollars`` is None where the card knows no price."""
+
+    questions: int
+    pictures: int  # different ones
+    input_tokens: int
+    output_tokens: int
+    dollars: float | None
+
+    @property
+    def cost(self) -> str:
+        """In words."""
+        return "at a price unknown to the card" if self.dollars is None else f"for about ${self.dollars:.4f}"
+
+
+def endpoint(card: JudgeCard, environ: Mapping[str, str]) -> Endpoint:
+    """The card's endpoint, each part replaced by OPENAI_BASE_URL, HARNESS_JUDGE_MODEL, OPENAI_API_KEY where set.
+
+    Raises:
+        UserError: no key for the card's own address (a server of one's own may need none), or no proper address.
+    """
+    url = (environ.get("OPENAI_BASE_URL") or card.source).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("OPENAI_BASE_URL is no http(s) address")
+    key = (environ.get("OPENAI_API_KEY") or "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UserError("OPENAI_API_KEY holds characters that no key has")
+    if not key and url == card.source.rstrip("/"):
+        raise UserError(
+            f"judge {card.name}: set OPENAI_API_KEY to a key for {url}, or OPENAI_BASE_URL to another server"
+        )
+    return Endpoint(url, environ.get("HARNESS_JUDGE_MODEL") or card.model or "", key or "none")
+
+
+def encode(png: bytes, max_side: int | None) -> bytes:
+    """The picture as it is sent: RGB, its longer side at most ``max_side`` pixels, nothing but pixels in the file."""
+    import numpy as np
+    import PIL.Image
+
+    with PIL.Image.open(io.BytesIO(png)) as opened:
+        picture = opened.convert("RGB")
+    if max_side is not None and max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side), PIL.Image.Resampling.LANCZOS)
+    plain = PIL.Image.fromarray(np.asarray(picture))  # without what the file said beside its pixels
+    data = io.BytesIO()
+    plain.save(data, format="PNG")
+    return data.getvalue()
+
+
+def estimate(card: JudgeCard, questions: Sequence[Question]) -> Estimate:
+    """What asking would cost, from the sizes of the pictures and the lengths of the texts; sends nothing."""
+    sizes: dict[str, int] = {}
+    for picture in {p.sha256: p for q in questions for p in q.pictures}.values():
+        sizes[picture.sha256] = _picture_tokens(card, picture.png())
+    read = sum(
+        _OVERHEAD_TOKENS + -(-len(q.prompt) // _CHARACTERS_PER_TOKEN) + sum(sizes[p.sha256] for p in q.pictures)
+        for q in questions
+    )
+    written = sum(q.max_new_tokens for q in questions)
+    price = card.price
+    dollars = None
+    if price is not None:
+        dollars = (read * price.input_per_million + written * price.output_per_million) / 1e6
+    return Estimate(len(questions), len(sizes), read, written, dollars)
+
+
+def _picture_tokens(card: JudgeCard, png: bytes) -> int:
+    import PIL.Image
+
+    if card.image_tokens is None:
+        return 0
+    with PIL.Image.open(io.BytesIO(png)) as opened:
+        width, height = opened.size
+    shrink = min(1.0, (card.max_side or max(width, height)) / max(width, height))
+    return card.image_tokens.of(max(1, round(width * shrink)), max(1, round(height * shrink)))
+
+
+def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool, max_cost: float) -> None:
+    """Refuse what the user did not allow, before anything is sent.
+
+    Raises:
+        UserError: pictures without leave, or a cost beyond the cap; says what would go where, and what it would cost.
+    """
+    what = f"{found.questions} questions" + (f" with {found.pictures} pictures" if found.pictures else "")
+    would = f"judge {card.name} would send {what} to {to.shown} (model {to.model}) {found.cost}"
+    if found.pictures and not allow_images:
+        raise UserError(f"{would}: pictures leave this machine only with --allow-remote-images")
+    if found.dollars is not None and found.dollars > max_cost:
+        raise UserError(f"{would}, more than --max-cost {max_cost:g}: nothing was sent; raise it, or ask less with --n")
+
+
+def identity(card: JudgeCard, to: Endpoint) -> dict[str, Any]:
+    """What tells this judge's answers from another's: one model of one server, and how pictures are sent."""
+    return {
+        "judge": card.name, "backend": card.backend, "url": to.shown, "model": to.model, "temperature": 0,
+        "max_side": card.max_side, "encoding": ENCODING,
+    }  # fmt: skip
+
+
+def dollars(card: JudgeCard, input_tokens: int, output_tokens: int) -> float | None:
+    """The price of that many tokens, where the card knows it."""
+    if card.price is None:
+        return None
+    return (input_tokens * card.price.input_per_million + output_tokens * card.price.output_per_million) / 1e6
