@@ -14,6 +14,7 @@ from harness.editors import Edit, Job
 from harness.errors import RowError, TransientError
 from harness.guard import guard
 from harness.schema import LINEAGE, REGENERATION, need
+from harness.stages.base import INHERITED
 from harness.stages.pictures import decode, drawn, put
 
 if TYPE_CHECKING:
@@ -72,14 +73,16 @@ class Editor:
         return need(pa.Table.from_pylist(entries, schema=REGENERATION), REGENERATION, "edit")
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
-        entries = [e | {"error": code} for e in self._entries(rows)]
+        entries = self._entries(rows)
+        for entry in entries:
+            entry["error"] = entry["error"] or code
         return pa.Table.from_pylist(entries, schema=REGENERATION)
 
     def _entries(self, rows: pa.Table) -> list[dict[str, Any]]:
-        """The rows under this variant's name, with nothing drawn yet."""
-        lineage = dict.fromkeys(name for name, _ in LINEAGE) | {"regen_backbone": self._name}
+        """The rows under this variant's name, with nothing drawn yet; what failed before has failed here too."""
+        own = _NOTHING_DRAWN | dict.fromkeys(LINEAGE.names) | {"regen_backbone": self._name, "variant": self._variant}
         kept = rows.drop_columns(list(_NOTHING_DRAWN)).to_pylist()
-        return [r | _NOTHING_DRAWN | lineage | {"variant": self._variant} for r in kept]
+        return [r | own | {"error": f"{INHERITED}{r['error']}" if r["error"] else None} for r in kept]
 
     def _admitted(self, entry: dict[str, Any]) -> bool:
         """False, with the reason in the row, if the guard refuses what its picture was or would be drawn from."""
