@@ -6,7 +6,7 @@ the ``paper`` profile and the small LLaVA of the shapes world answer through the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,15 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 
 @dataclass(frozen=True)
 class Turn:
-    """One question. ``prompt`` may quote earlier answers by name, as ``{unsafe_caption}``."""
+    """One question. ``prompt`` may quote earlier answers by name, as ``{unsafe_caption}``.
+
+    ``clean`` makes of an answer what later turns quote; the conversation and ``converse`` keep the answer as it was.
+    """
 
     name: str  # of the answer
     prompt: str
     max_new_tokens: int = 64
+    clean: Callable[[str], str] | None = None
 
 
 def fill(prompt: str, answers: Mapping[str, str]) -> str:
@@ -96,16 +100,18 @@ class Captioner:
 
     def _converse(self, images: list[Image], turns: Sequence[Turn]) -> list[list[str]]:
         histories: list[list[dict[str, Any]]] = [[] for _ in images]
-        named: list[dict[str, str]] = [{} for _ in images]
+        quoted: list[dict[str, str]] = [{} for _ in images]
+        said: list[list[str]] = [[] for _ in images]
         for turn in turns:
-            for history, known in zip(histories, named, strict=True):
+            for history, known in zip(histories, quoted, strict=True):
                 content = [] if history else [{"type": "image"}]
                 content.append({"type": "text", "text": fill(turn.prompt, known)})
                 history.append({"role": "user", "content": content})
-            for history, known, answer in zip(histories, named, self._answer(images, histories, turn), strict=True):
-                known[turn.name] = answer
-                history.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return [[known[turn.name] for turn in turns] for known in named]
+            for i, answer in enumerate(self._answer(images, histories, turn)):
+                said[i].append(answer)
+                quoted[i][turn.name] = turn.clean(answer) if turn.clean else answer
+                histories[i].append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return said
 
     def _answer(self, images: list[Image], histories: list[list[dict[str, Any]]], turn: Turn) -> list[str]:
         import torch

@@ -113,7 +113,7 @@ class TextTower:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        begin: tuple[Tensor, Tensor],
+        begin: _KeyValue,
         layer: _Layer,
         seen: Tensor | None,
     ) -> Tensor:

@@ -1,0 +1,230 @@
+"""What the vision-language model answered: unsafe components parsed from free text, refusals told from captions."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from harness.vlm import Turn
+
+MAX_ANSWER = 4096  # characters read of an answer
+MAX_ITEMS = 64
+MAX_ITEM = 200  # characters of a component
+_MAX_DEPTH = 8  # brackets within brackets
+_MAX_SPANS = 16  # bracketed spans tried
+_MAX_WORDS = 12  # of a component said in prose: what is longer is talk
+
+REFUSED = "caption:refusal"  # error code of a row whose caption, or rewritten caption, was refused
+
+
+class Components(NamedTuple):
+    """Unsafe components, in the answer's order, and how the answer departed from a plain list.
+
+    Notes: ``refusal``, ``empty``, ``no-list`` (bare text), ``list-cut`` (no closing bracket), ``malformed`` (read by
+    its commas), ``nested``, ``not-text`` (items left out), ``too-long`` (cut to the limits of this module).
+    """
+
+    items: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Caption(NamedTuple):
+    """One image's conversation, read.
+
+    Attributes:
+        unsafe_caption: the first answer.
+        unsafe_components: as listed, or as known beforehand; None where there are none to speak of.
+        safe_caption: the last answer.
+        notes: of the list, prefixed ``components:``.
+        error: ``caption:refusal`` when a caption was refused or is empty, else None.
+    """
+
+    unsafe_caption: str
+    unsafe_components: tuple[str, ...] | None
+    safe_caption: str
+    notes: tuple[str, ...]
+    error: str | None
+
+
+def read(answers: Sequence[str], turns: Sequence[Turn], given: Sequence[str] | None = None) -> Caption:
+    """One image's answers, one a turn, as ``Captioner.converse`` gives them.
+
+    Args:
+        given: components known without a turn of their own (``turns.given``).
+    """
+    said = dict(zip((turn.name for turn in turns), answers, strict=True))
+    listed = None if given is None else tuple(given)
+    notes: tuple[str, ...] = ()
+    if "unsafe_components" in said:
+        listed, codes = parse(said["unsafe_components"])
+        notes = tuple(f"components:{code}" for code in codes)
+    unsafe, safe = said["unsafe_caption"], said["safe_caption"]
+    return Caption(unsafe, listed, safe, notes, REFUSED if refused(unsafe) or refused(safe) else None)
+
+
+def clean(answer: str) -> str:
+    """The list of an answer as Python writes it: what the next turn quotes. A plain list stays as it is."""
+    return str(list(parse(answer).items))
+
+
+def parse(answer: str) -> Components:
+    """The components in a model's answer, whatever it put around or in place of the list asked for.
+
+    Tried in turn: the first bracketed span as Python's literal, as JSON, with plain quotes, by its commas; without
+    brackets the lines or commas of the text. Never raises, and evaluates nothing.
+    """
+    notes: list[str] = []
+    text = answer.strip()
+    if "[" not in text and refused(text):
+        return Components((), ("empty" if not text else "refusal",))
+    if len(text) > MAX_ANSWER:
+        text, notes = text[:MAX_ANSWER], ["too-long"]
+    text = _unfenced(text)
+    if "[" not in text:
+        notes.append("no-list")
+        items = _from_prose(text)
+    else:
+        value = next((v for span in _spans(text) if (v := _literal(span)) is not None), None)
+        if value is None:
+            whole = text[text.index("[") :]
+            notes.append("malformed" if "]" in whole else "list-cut")
+            value = _by_commas(next(_spans(text), whole))
+        items = list(_strings(value, notes))
+    kept = [item[:MAX_ITEM] for item in items[:MAX_ITEMS]]
+    if kept != items:
+        notes.append("too-long")
+    if not kept:
+        notes.append("empty")
+    return Components(tuple(kept), tuple(dict.fromkeys(notes)))
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the first code fence, else all; a fence may lack its end."""
+    fence = re.search(r"```[ \t]*(?:[a-zA-Z]+\s*\n)?(.*?)(?:```|\Z)", text, re.DOTALL)
+    return fence[1] if fence and fence[1].strip() else text
+
+
+def _spans(text: str) -> Iterator[str]:
+    """Bracketed spans that may be the list: the first whose brackets balance, the widest, then the others in order."""
+    starts = [i for i, character in enumerate(text) if character == "["][:_MAX_SPANS]
+    balanced = [span for start in starts if (span := _balanced(text, start))]
+    yield from balanced[:1]
+    if "]" in text[starts[0] :]:
+        yield text[starts[0] : text.rindex("]") + 1]
+    yield from balanced[1:]
+
+
+def _balanced(text: str, start: int) -> str | None:
+    """From the ``[`` at ``start`` to its ``]``. Brackets within quotes are not told apart."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "[") - (text[i] == "]")
+        if depth == 0:
+            return text[start : i + 1]
+    return None
+
+
+def _literal(span: str) -> list[Any] | None:
+    """The span as a Python or JSON list, with typographic quotes made plain if need be; None if it is none."""
+    if _depth(span) > _MAX_DEPTH:
+        return None
+    plain = span.translate({ord(c): '"' for c in "“”„«»"} | {ord(c): "'" for c in "‘’‚`"})
+    for candidate in dict.fromkeys((span, plain)):
+        for evaluate in (ast.literal_eval, json.loads):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", SyntaxWarning)  # of unknown escapes such as \d
+                    value = evaluate(candidate)
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
+            if isinstance(value, list):
+                return value
+    return None
+
+
+def _depth(span: str) -> int:
+    depth = most = 0
+    for character in span:
+        depth += (character in "[({") - (character in "])}")
+        most = max(most, depth)
+    return most
+
+
+def _by_commas(span: str) -> list[Any]:
+    """Items of a list that is no literal: cut where a quote closes and the next opens, else at commas."""
+    inner = span.strip("[] \n\t")
+    quoted = re.split(r"""["'“”‘’`]\s*,\s*["'“”‘’`]""", inner)
+    parts = quoted if len(quoted) > 1 else inner.split(",")
+    return [part.strip(" \n\t,\"'“”‘’`[]") for part in parts]
+
+
+def _strings(value: Any, notes: list[str]) -> Iterator[str]:
+    """The texts in a value, depth first; what is no text is left out and noted."""
+    for item in value:
+        if isinstance(item, str):
+            text = " ".join(item.split())
+            if text:
+                yield text
+        elif isinstance(item, list | tuple | set | frozenset | dict):
+            notes.append("nested")
+            yield from _strings(item.values() if isinstance(item, dict) else item, notes)
+        else:
+            notes.append("not-text")
+
+
+_NOTHING = re.compile(
+    r"^\W*(?:none|nothing|n/?a|empty|not applicable)\b|\bthere (?:are|is|were|was) (?:no\b|not\b|none)"
+    r"|\b(?:no|not any) (?:\w+ ){0,4}(?:elements?|components?|content|items?|mentions?|references?|descriptions?)\b"
+    r"|(?:cannot|can't|could not|couldn't|did not|didn't) (?:find|identify|see|detect) any\b"
+    r"|(?:does not|doesn't|do not|don't) (?:contain|include|mention|have|describe)\b",
+    re.IGNORECASE,
+)
+
+
+def _from_prose(text: str) -> list[str]:
+    """Items of bare text: one a line or between commas, bullets and what leads up to a colon left out."""
+    if _NOTHING.search(text):
+        return []
+    text = re.sub(r"^[^:\n]*:(?=\s)", "", text)
+    parts = [part for line in text.splitlines() for part in line.split(",")]
+    bare = (re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in parts)
+    items = (" ".join(part.strip(" .;\"'“”‘’`*").split()) for part in bare)
+    return [re.sub(r"^and\s+", "", item) for item in items if item and len(item.split()) <= _MAX_WORDS]
+
+
+_UNABLE = r"(?:\w+ )?(?:unable|not able|not comfortable|not allowed)"
+_CANNOT = rf"(?:can ?not|can't|won't|will not|(?:am|'m|are|'re) {_UNABLE}|(?:do not|don't) feel comfortable)"
+_DEED = (
+    r"(?:to |with )?(?:assist|help|comply|fulfil|provide|providing|describ|generat|creat|produc|engag|process|continu|"
+    r"discuss|answer|extract|rewrit|caption|analy[sz]|participat|support|do (?:that|this)|"
+    r"(?:see|view|access|open) (?:the |this |that |any |your )?(?:image|picture|photo|attachment|content)s?\b)"
+)
+_BLOCKED = r"(?:cannot be (?:described|processed|fulfilled)|(?:has been|was) (?:blocked|flagged))"
+_REFUSAL = re.compile(
+    rf"(?:(?:i'm|i am|we're|we are) (?:\w+ )?sorry\b"
+    rf"|sorry,? (?:but )?(?:i|we)\b|(?:i|we) (?:sincerely |deeply )?apologi[sz]e\b|my apologies\b"
+    rf"|(?:(?:unfortunately|however|but)?,? ?)(?:i|we) ?{_CANNOT} {_DEED}"
+    rf"|(?:i|we) (?:must |have to |need to )?(?:decline|refuse)\b"
+    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    rf"|(?:this|that|the|your) (?:request|prompt|query|content|image) "
+    rf"(?:violates|goes against (?:my|our|the)\b|{_BLOCKED}))"
+)
+_SENTENCES = 3  # of an answer in which a refusal may begin
+
+
+def refused(answer: str) -> bool:
+    """Whether an answer is a refusal or says nothing: no letters at all.
+
+    A refusal begins one of the first sentences ("I'm sorry, but I can't ..."); words of the kind inside a caption, such
+    as a sign that reads them, do not count.
+    """
+    text = answer.replace("’", "'").strip().lower()
+    if not any(character.isalpha() for character in text):
+        return "[" not in text
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", text, maxsplit=_SENTENCES)[:_SENTENCES]
+    return any(_REFUSAL.match(sentence.strip()) for sentence in sentences)
