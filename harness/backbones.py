@@ -60,7 +60,8 @@ def load(card: BackboneCard, device: str = "cpu") -> StableDiffusionPipeline:
     import diffusers
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # it would draw over ours
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()  # it would draw over ours
     folder = weights_folder(card)
     source, revision = (str(folder), None) if folder else (card.source.removeprefix("hub:"), card.revision)
     cls = getattr(diffusers, card.pipeline)

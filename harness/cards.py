@@ -21,6 +21,8 @@ from harness.cardfile import parse, show
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from harness.judges.card import JudgeCard
+    from harness.regenerators import RegeneratorCard
     from harness.report.card import ReportCard
 
 Kind = Literal["backbone", "defense", "regenerator", "judge", "policy", "profile", "dataset", "report"]
@@ -43,6 +45,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Stem = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # of a module
+Scored = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(@(same|none)/base)?$")]  # scorer or column, and reference
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Columns = tuple[str, ...]
 
@@ -187,18 +190,35 @@ class PolicyCard(Card):
 class Measures(Model):
     """What is scored and printed for one concept."""
 
-    scorers: tuple[Stem, ...] = ()  # beside those that always run
+    scorers: tuple[Scored, ...] = ()  # beside those that always run
     policy: str
     policies: Columns = ()  # printed beside the first
+
+
+class Weights(Model):
+    """A model's weights: where they come from, and how they are held."""
+
+    source: str  # hub id, or "package:harness/..."
+    revision: Revision | None = None
+    files: Columns = ()  # of a hub repository, those that are needed
+    licence: str
+    gated: bool = False
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    micro_batch: Count = 32
+    memory_gb: Amount = 0
 
 
 class ProfileCard(Card):
     """Which models play which role."""
 
-    edition: Literal["paper", "shapes"]  # of the benchmarks, and of the defenses' parameters
+    edition: Literal["paper", "shapes"]  # of the benchmarks, and of the defenses' and regenerators' parameters
     backbone: str
+    captioner: str | None = None  # a judge card: who describes pictures for a regenerator
+    clip: Weights | None = None  # whose features a regenerator compares
+    regenerators: Columns = ()  # what stands beside each defense unless --regen says otherwise
     shard_rows: Count = 64
-    scorers: tuple[Stem, ...] = ()  # run whatever the concept
+    scorers: tuple[Scored, ...] = ()  # run whatever the concept; a pair scorer with its reference: lpips@same/base
+    means: tuple[Scored, ...] = ()  # raw columns printed as a mean, or as k of n where they are yes or no
     settings: dict[Stem, dict[str, Any]] = {}  # parameters of a scorer
     concepts: dict[str, Measures]
 
@@ -353,7 +373,11 @@ def load(kind: Literal["profile"], name: str, roots: Sequence[Path]) -> ProfileC
 @overload
 def load(kind: Literal["dataset"], name: str, roots: Sequence[Path]) -> DatasetCard: ...
 @overload
+def load(kind: Literal["regenerator"], name: str, roots: Sequence[Path]) -> RegeneratorCard: ...
+@overload
 def load(kind: Literal["report"], name: str, roots: Sequence[Path]) -> ReportCard: ...
+@overload
+def load(kind: Literal["judge"], name: str, roots: Sequence[Path]) -> JudgeCard: ...
 @overload
 def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card: ...
 def load(kind: Kind, name: str, roots: Sequence[Path]) -> Card:
@@ -405,8 +429,16 @@ def _files(kind: Kind, root: Path) -> dict[str, Path]:
 
 
 def _model(kind: Kind) -> type[Card]:
-    if kind == "report":
-        from harness.report.card import ReportCard  # lazily: it builds on this module
+    if kind == "report":  # lazily: they build on this module
+        from harness.report.card import ReportCard
 
         return ReportCard
+    if kind == "regenerator":
+        from harness.regenerators import RegeneratorCard
+
+        return RegeneratorCard
+    if kind == "judge":
+        from harness.judges.card import JudgeCard
+
+        return JudgeCard
     return MODELS.get(kind, Card)

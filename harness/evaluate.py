@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from harness import __version__, cards, cells, plan
+from harness import __version__, cards, cells, measure, plan
 from harness.cells import Cell
 from harness.errors import UserError
 from harness.fingerprint import FileHashes
-from harness.plan import Chain, Plan, Request
-from harness.schema import IMAGE, KEY
-from harness.store import Store, publish, read, write_atomically
+from harness.plan import Plan, Request, Variant
+from harness.schema import KEY
+from harness.store import Store, columns, publish, read, write_atomically
 
 if TYPE_CHECKING:
     from harness.flow import Outcome, Progress, Resources
@@ -96,7 +96,7 @@ def prepare(request: Request, places: Places) -> Plan:
     from harness import fetch
 
     chosen = plan.choose(request, places.roots)
-    fetch.require([chosen.backbone, *chosen.benches], chosen.profile, places.data)
+    fetch.require([*plan.needs(chosen), *chosen.benches], chosen.profile, places.data)
     memory = places.store / "sha256.json"
     hashes = FileHashes(memory if places.store.is_dir() else None)
     return plan.make(request, places.roots, places.data, hashes)
@@ -122,8 +122,7 @@ def evaluate(
             from harness.stages.base import Site
 
             site = Site(store=store, run=run, device="cuda" if resources.num_gpus else "cpu")
-            total = sum(c.num_rows for c in made.chains)
-            outcome = flow.execute(made, site, resources, progress, lambda n: budget.exceeded(n, total))
+            outcome = flow.execute(made, site, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
             if not outcome.complete:
                 return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
         return _conclude(made, store, run, outcome, command)
@@ -138,7 +137,7 @@ def _writable(run: Path) -> None:
 
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
     scores = gather(made, store)
-    measured = cells.measure(scores, made.policies, cells.origins(made))
+    measured = measure.measure(scores, made.policies, measure.origins(made), made.profile.means)
     _replace(run / "scores.parquet", scores)
     write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())
     cells.write(run / "cells.json", measured)
@@ -147,25 +146,31 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
     write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
     if not (run / "contact.png").exists() or outcome is not None:
         contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
-    failed = sum(c.errors for c in measured if c.metric == "asr" and c.main)
+    failed = sum(c.errors for c in measured if c.metric == cells.ASR and c.main)
     return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=failed, rows=scores.num_rows)
 
 
 def gather(made: Plan, store: Store) -> pa.Table:
-    """All rows of the run: image columns without the image, and every scorer's columns (null where it did not run).
+    """All rows of the run: image columns without the image, lineage, and every scorer's columns.
+
+    A column is null where its scorer did not run, or the row is no regeneration.
 
     Raises:
         ValueError: a scorer's shard does not belong to its images.
     """
-    tables = [_joined(chain, shard.key, store) for chain in made.chains for shard in chain.shards]
+    tables = [
+        _joined(variant, shard.key, store)
+        for chain in made.chains
+        for variant in chain.variants
+        for shard in chain.shards
+    ]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def _joined(chain: Chain, key: str, store: Store) -> pa.Table:
-    columns = [n for n in IMAGE.names if n != "image"]
-    generate, *scores = chain.stages
-    table = read(store.path(generate.stage, generate.fingerprint, key), columns)
-    for spec in scores:
+def _joined(variant: Variant, key: str, store: Store) -> pa.Table:
+    images = store.path(variant.images.stage, variant.images.fingerprint, key)
+    table = read(images, [name for name in columns(images) if name != "image"])
+    for spec in variant.scores:
         part = read(store.path(spec.stage, spec.fingerprint, key))
         if part.select(list(KEY)) != table.select(list(KEY)):
             raise ValueError(f"{spec.stage}/{spec.fingerprint}/{key} does not belong to its images")
@@ -194,6 +199,15 @@ def record(made: Plan, command: str) -> dict[str, Any]:
                 "rows": c.num_rows,
                 "total_rows": c.total_rows,
                 "shards": [s.key for s in c.shards],
+                "variants": [
+                    {
+                        "variant": v.name,
+                        "settings": dict(v.settings),
+                        "images": [v.images.stage, v.images.fingerprint],
+                        "stages": [f"{s.stage}:{s.fingerprint}" for s in v.stages],
+                    }
+                    for v in c.variants
+                ],
                 "stages": [{"stage": s.stage, "fingerprint": s.fingerprint, "key": dict(s.key)} for s in c.stages],
             }
             for c in made.chains
@@ -218,9 +232,10 @@ def _replace(path: Path, table: pa.Table) -> None:
 
 
 def images_of(made: Plan, store: Store) -> list[Path]:
-    """Where the run's pictures lie."""
+    """Where the run's pictures lie, those made anew too."""
     return [
-        store.path(chain.stages[0].stage, chain.stages[0].fingerprint, shard.key)
+        store.path(variant.images.stage, variant.images.fingerprint, shard.key)
         for chain in made.chains
+        for variant in chain.variants
         for shard in chain.shards
     ]

@@ -1,9 +1,9 @@
 """The run: tickets through stages, by Ray Data or in this process. The only module that imports Ray.
 
-One ticket (a one-row table) per shard whose outputs are not all in the store; one actor class per
-stage; images and scores pass through the store. Ray's own retries only restart dead actors; what
-must hold under any death lives in ``harness.stages.base``. When nothing is missing, Ray is not
-imported.
+One ticket (a one-row table) per shard whose outputs are not all in the store; actors of stations
+(``harness.legs``), leg after leg; images and scores pass through the store. Ray's own retries only
+restart dead actors; what must hold under any death lives in ``harness.stages.base``. When nothing is
+missing, Ray is not imported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from harness import legs
 from harness.errors import UserError
-from harness.plan import Plan, StageSpec
-from harness.stages.base import TICKET, Site, Stage
+from harness.legs import Leg
+from harness.plan import Plan
+from harness.specs import StageSpec
+from harness.stages.base import TICKET, Site, Station
 
 _ACTOR_CPUS = 0.01  # bookkeeping only: actors must never reserve all CPUs
 _PAUSE_S = 0.5  # between two looks at the store, for the progress display
@@ -35,8 +38,9 @@ class Resources:
     """How a run may use the machine or cluster."""
 
     executor: str = "ray"  # or "inline": the same stages in this process
-    workers: int = 1  # actors of the generate stage
+    workers: int = 1  # actors of each station; with GPUs, of each stage that needs one
     num_gpus: int = 0
+    gpu_memory_gb: float | None = None  # of one GPU; None: not known
     address: str | None = None  # of a running Ray cluster
 
 
@@ -58,6 +62,16 @@ class Outcome:
         if ticket["detail"] and ticket["detail"] not in self.details:
             self.details.append(ticket["detail"])
 
+    def take(self, leg: Outcome, tickets: int) -> None:
+        """Add how a leg went; Ray must never lose one of its tickets silently."""
+        lost = tickets - sum(leg.statuses.values())
+        if lost:
+            leg.statuses["lost"] = lost
+            leg.details.append(f"{lost} of {tickets} tickets did not come back")
+        self.statuses += leg.statuses
+        self.details += [d for d in leg.details if d not in self.details]
+        self.errors += leg.errors
+
 
 Progress = Callable[[dict[str, tuple[int, int]]], None]  # stage -> (shards done, shards in all)
 
@@ -71,25 +85,25 @@ def execute(
         over_budget: told the number of failed rows so far; True stops the run.
     """
     outcome = Outcome()
-    missing = plan.missing(site.store)
-    if not missing:
+    if not plan.missing(site.store):
         return outcome
     site.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     for leftover in (site.stop, *(site.run / "attempts").glob("*.jsonl")):
         leftover.unlink(missing_ok=True)  # marks of an earlier start say nothing about this one
     site.store.sweep()
-    tickets = [_ticket(plan, chain, shard) for chain, shard in missing]
-    run = _inline if resources.executor == "inline" else _ray
-    with _interruptible(site), _watching(plan, site, progress):
-        for table in run(plan, site, resources, tickets):
-            for ticket in table.to_pylist():
-                outcome.add(ticket)
-            if over_budget(outcome.errors):
-                site.stop.touch()
-    lost = len(tickets) - sum(outcome.statuses.values())
-    if lost:  # Ray must never lose a ticket silently
-        outcome.statuses["lost"] = lost
-        outcome.details.append(f"{lost} of {len(tickets)} tickets did not come back")
+    executor = _inline if resources.executor == "inline" else _ray
+    with _interruptible(site), _watching(plan, site, progress), executor(plan, site, resources) as run:
+        for leg in legs.cut(plan, resources.num_gpus, resources.gpu_memory_gb):
+            tickets = [_ticket(plan, *place) for place in plan.missing(site.store, leg.stages)]
+            came = Outcome()
+            for table in run(leg, tickets) if tickets else ():
+                for ticket in table.to_pylist():
+                    came.add(ticket)
+                if over_budget(outcome.errors + came.errors):
+                    site.stop.touch()
+            outcome.take(came, len(tickets))
+            if not outcome.complete:
+                break
     return outcome
 
 
@@ -105,22 +119,29 @@ def _ticket(plan: Plan, chain: int, shard: int) -> pa.Table:
     return pa.Table.from_pylist([row], schema=TICKET)
 
 
-def _specs(plan: Plan, stage: str) -> dict[int, StageSpec]:
-    """The stage's spec in every chain that has it."""
-    return {i: s for i, chain in enumerate(plan.chains) for s in chain.stages if s.stage == stage}
+Run = Callable[[Leg, list[pa.Table]], Iterator[pa.Table]]  # tickets through a leg, as they come back
 
 
-def _inline(plan: Plan, site: Site, resources: Resources, tickets: list[pa.Table]) -> Iterator[pa.Table]:
+def _specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
+    """The stage's specs in every chain that has it, one per variant."""
+    found = {i: tuple(s for s in chain.stages if s.stage == stage) for i, chain in enumerate(plan.chains)}
+    return {i: specs for i, specs in found.items() if specs}
+
+
+@contextlib.contextmanager
+def _inline(plan: Plan, site: Site, resources: Resources) -> Iterator[Run]:
     """The same stages, one ticket after the other, in this process."""
-    stages = [Stage(_specs(plan, name), site) for name in plan.stage_names()]
-    for ticket in tickets:
-        for stage in stages:
-            ticket = stage(ticket)
-        yield ticket
+
+    def run(leg: Leg, tickets: list[pa.Table]) -> Iterator[pa.Table]:
+        station = Station([_specs(plan, name) for name in leg.stages], site)
+        yield from map(station, tickets)
+
+    yield run
 
 
-def _ray(plan: Plan, site: Site, resources: Resources, tickets: list[pa.Table]) -> Iterator[pa.Table]:
-    """One Ray Data plan of actor stages, consumed here; actors outlive their tickets, not the run."""
+@contextlib.contextmanager
+def _ray(plan: Plan, site: Site, resources: Resources) -> Iterator[Run]:
+    """One Ray Data plan of actors per leg, consumed here; actors outlive their tickets, not the leg."""
     # Before the import: raylet notices of dead actors would otherwise land on our standard output.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
@@ -129,7 +150,7 @@ def _ray(plan: Plan, site: Site, resources: Resources, tickets: list[pa.Table]) 
     import logging
 
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import DataContext
 
     handler = signal.getsignal(signal.SIGINT)
     with contextlib.redirect_stdout(sys.stderr):
@@ -148,34 +169,31 @@ def _ray(plan: Plan, site: Site, resources: Resources, tickets: list[pa.Table]) 
         context.execution_no_progress_timeout_s = -1 if site.limit_s <= 0 else 4 * site.limit_s
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
-            dataset = ray.data.from_arrow(tickets)
-            for name in plan.stage_names():
-                actors, gpus = _share(name, resources, len(tickets))
-                dataset = dataset.map_batches(
-                    Stage,
-                    fn_constructor_args=(_specs(plan, name), site),
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    compute=ActorPoolStrategy(size=actors),
-                    num_cpus=_ACTOR_CPUS,
-                    num_gpus=gpus,
-                    # Ray leaves the variable alone where no GPU is asked for, and such an actor would see them all.
-                    **(
-                        {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-                        if resources.num_gpus and not gpus
-                        else {}
-                    ),
-                )
-            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            yield lambda leg, tickets: _stream(plan, site, resources, leg, tickets)
         finally:
             ray.shutdown()
 
 
-def _share(stage: str, resources: Resources, tickets: int) -> tuple[int, float]:
-    """(actors, GPUs each) of a stage: generation takes the GPUs, scorers of this profile run on CPUs."""
-    if stage != "generate":
-        return 1, 0
-    return min(resources.workers, tickets), 1 if resources.num_gpus else 0
+def _stream(plan: Plan, site: Site, resources: Resources, leg: Leg, tickets: list[pa.Table]) -> Iterator[pa.Table]:
+    """Tickets through the stations of a leg."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    dataset = ray.data.from_arrow(tickets)
+    for station in leg.stations:
+        blind = resources.num_gpus and not station.gpu
+        dataset = dataset.map_batches(
+            Station,
+            fn_constructor_args=([_specs(plan, name) for name in station.stages], site, station.gpu),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(resources.workers, len(tickets))),
+            num_cpus=_ACTOR_CPUS,
+            num_gpus=station.gpu,
+            # Ray leaves the variable alone where no GPU is asked for, and such an actor would see them all.
+            **({"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if blind else {}),
+        )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def check(resources: Resources) -> None:

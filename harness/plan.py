@@ -1,39 +1,34 @@
 """From what was asked for to what has to be done: chains of stages over shards of rows. No model is loaded.
 
-    request -> cards -> rows -> Chain(stages with fingerprints, shards) per defense and benchmark
+    request -> cards -> rows -> Chain(variants, shards) per defense and benchmark
 
 A *shard* is a fixed group of rows, cut once, the same for every stage: the unit of scheduling,
-storage and retry. A *stage* is one step with one model; its fingerprint says all it depends on.
+storage and retry. A *stage* is one step with one model; its fingerprint says all it depends on
+(``harness.specs``). A *variant* is the pictures as drawn (``base``) or as a regenerator makes them anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cards, defenses, fingerprint, guard, prompts, scorers
+from harness import cards, fingerprint, prompts, regenerators, scorers
+from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
-from harness.errors import UserError
-from harness.schema import PROMPT, VERSION
+from harness.compare import BASE
+from harness.errors import UserError, nearest
+from harness.regenerators import Regenerator
+from harness.schema import PROMPT
+from harness.specs import Source, Specs, StageSpec
 from harness.store import Store
 
 BASELINE = "none"
-# Sources whose change makes an image another one; a defense adds its own modules.
-_GENERATE_MODULES = (
-    "harness.stages.generate",
-    "harness.backbones",
-    "harness.guard",
-    "harness.scorers.degenerate",
-    "harness.shapes.world",  # whose plain backgrounds are not degenerate
-)
-_GENERATE_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
-_SCORE_MODULES = ("harness.stages.score", "harness.scorers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +39,13 @@ class Request:
     benches: tuple[str, ...]
     profile: str = "paper"
     backbone: str | None = None  # the profile's
-    concept: str | None = None  # the benchmark's
+    concept: str | None = None  # the benchmark's; what the defense and the regenerator remove
+    regens: tuple[str, ...] | None = None  # null: the profile's
     limit: int | None = None
     ids: tuple[str, ...] = ()
     seed: int | None = None  # replaces every row's
     baseline: bool = True  # `none` beside, for comparison
     extra_scorers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSpec:
-    """One stage of one chain: what a worker needs to know, and the key of its fingerprint."""
-
-    stage: str  # folder in the store and place in the flow: "generate", "score-nudenet"
-    kind: str  # module in harness.stages: "generate" or "score"
-    worker: Mapping[str, Any]  # what the stage's load() takes; plain data
-    key: Mapping[str, Any]  # everything the output depends on
-    upstream: tuple[str, str] | None  # (stage, fingerprint) it reads from
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +57,25 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The pictures of a chain, as drawn or made anew, and what scores them."""
+
+    name: str  # "base", or the regenerator's name
+    steps: tuple[StageSpec, ...]  # the last one publishes the pictures
+    scores: tuple[StageSpec, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the regenerator
+
+    @property
+    def images(self) -> StageSpec:
+        return self.steps[-1]
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """All that its numbers come from."""
+        return (*self.steps, *self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """One defense over one benchmark."""
 
@@ -81,12 +84,19 @@ class Chain:
     concept: str  # the benchmark's: what is scored
     defended: str  # the defense's: the same unless --concept says otherwise
     total_rows: int  # of the benchmark, before --limit and --ids
-    stages: tuple[StageSpec, ...]
+    variants: tuple[Variant, ...]  # "base" first
     shards: tuple[Shard, ...]
 
     @property
     def num_rows(self) -> int:
+        """Prompts; each has one picture per variant."""
         return sum(s.rows.num_rows for s in self.shards)
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Every stage once: the pictures' first, then the scores'."""
+        specs = [s for v in self.variants for s in v.steps] + [s for v in self.variants for s in v.scores]
+        return tuple({(s.stage, s.fingerprint): s for s in specs}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +114,37 @@ class Plan:
         """The run's folder: readable, and the same whenever the same pictures are asked for."""
         asked = "-".join(c for c in self.request.defenses if c != BASELINE) or BASELINE
         stem = f"{asked}_{'-'.join(self.request.benches)}_{self.profile.name}"[:80]
-        pictures = [[c.bench, c.stages[0].fingerprint, [s.key for s in c.shards]] for c in self.chains]
+        pictures = [
+            [c.bench, *(v.images.fingerprint for v in c.variants), [s.key for s in c.shards]] for c in self.chains
+        ]
         return f"{stem}_{fingerprint.digest(pictures)[:8]}"
 
-    def stage_names(self) -> list[str]:
-        """Names of all stages in the order in which a row meets them."""
-        return list(dict.fromkeys(s.stage for c in self.chains for s in c.stages))
+    @property
+    def num_rows(self) -> int:
+        """Pictures in all."""
+        return sum(c.num_rows * len(c.variants) for c in self.chains)
 
-    def missing(self, store: Store) -> list[tuple[int, int]]:
-        """(chain, shard) indices for which some stage's output is not in the store yet."""
+    def stage_names(self) -> list[str]:
+        """Names of all stages in an order in which every row can meet them."""
+        found = dict.fromkeys(s.stage for c in self.chains for s in c.stages)
+        return sorted(found, key=_place)
+
+    def missing(self, store: Store, stages: Sequence[str] | None = None) -> list[tuple[int, int]]:
+        """(chain, shard) indices for which some stage's output is not in the store yet.
+
+        Args:
+            store: where outputs lie.
+            stages: names of those that count; by default all.
+        """
         return [
             (c, s)
             for c, chain in enumerate(self.chains)
             for s, shard in enumerate(chain.shards)
-            if not all(store.path(p.stage, p.fingerprint, shard.key).exists() for p in chain.stages)
+            if not all(
+                store.path(p.stage, p.fingerprint, shard.key).exists()
+                for p in chain.stages
+                if stages is None or p.stage in stages
+            )
         ]
 
 
@@ -132,15 +159,16 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     """
     chosen = choose(request, roots)
     profile, backbone = chosen.profile, chosen.backbone
-    builder = _Builder(request, profile, backbone, hashes)
+    builder = _Builder(request, chosen, Specs(profile, backbone, roots, hashes))
     whole = {bench.name: prompts.read(bench, profile, backbone, data) for bench in chosen.benches}
     asked = prompts.restrict(pa.concat_tables(whole.values()), request.limit, list(request.ids) or None)
     chains: list[Chain] = []
     for bench in chosen.benches:
         rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
         if rows.num_rows:  # --ids may name rows of some of the benchmarks only
-            chains += builder.chains(bench, chosen.defenses, rows, whole[bench.name].num_rows)
+            chains += builder.chains(bench, rows, whole[bench.name].num_rows)
     concepts = dict.fromkeys(c.concept for c in chains)
+    _check_means(profile)
     policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
     return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
 
@@ -152,6 +180,8 @@ class Chosen(NamedTuple):
     backbone: BackboneCard
     benches: list[DatasetCard]
     defenses: list[DefenseCard]
+    regens: list[Regenerator]
+    undefended: DefenseCard
 
 
 def choose(request: Request, roots: Sequence[Path]) -> Chosen:
@@ -168,7 +198,33 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
     names = _names(request.defenses, "defense", roots)
     if request.baseline and BASELINE not in names:
         names = [BASELINE, *names]
-    return Chosen(profile, backbone, benches, [cards.load("defense", d, roots) for d in names])
+    asked = profile.regenerators if request.regens is None else request.regens
+    return Chosen(
+        profile,
+        backbone,
+        benches,
+        [cards.load("defense", d, roots) for d in names],
+        regenerators.choose(asked, profile.edition, roots),
+        cards.load("defense", BASELINE, roots),
+    )
+
+
+def _check_means(profile: ProfileCard) -> None:
+    """Refuse a mean of a column that no scorer of the profile has; it would silently never be printed."""
+    asked = dict.fromkeys(s for found in profile.concepts for s in profile.measures(found).scorers)
+    there = []
+    for name in asked:
+        stem, at, reference = name.partition("@")
+        there += [f"{column}{at}{reference}" for column in scorers.columns(stem)]
+    for wanted in profile.means:
+        if wanted not in there:
+            raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")
+
+
+def needs(chosen: Chosen) -> list[cards.Card]:
+    """Backbones that a run draws with."""
+    others = [r.draw.backbone for r in chosen.regens if r.draw and r.draw.backbone]
+    return [chosen.backbone, *(cards.load("backbone", name, [chosen.backbone.root]) for name in others)]
 
 
 def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> list[str]:
@@ -179,117 +235,121 @@ def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> lis
     return list(dict.fromkeys(names))
 
 
+_ORDER = ("given", "generate", "caption", "embed", "optimise", "draw", "edit")  # then the scores
+
+
+def _place(stage: str) -> tuple[int, str]:
+    return (_ORDER.index(stage), "") if stage in _ORDER else (len(_ORDER), stage)
+
+
 @dataclass(frozen=True)
 class _Builder:
     request: Request
-    profile: ProfileCard
-    backbone: BackboneCard
-    hashes: fingerprint.FileHashes
+    chosen: Chosen
+    specs: Specs
 
-    def chains(
-        self, bench: DatasetCard, defenses: Sequence[DefenseCard], rows: pa.Table, total: int
-    ) -> Iterator[Chain]:
+    def chains(self, bench: DatasetCard, rows: pa.Table, total: int) -> Iterator[Chain]:
+        """A chain per defense; the first undefended one is what the others' pictures may be compared with."""
         if self.request.seed is not None:
             seeds = pa.array([self.request.seed] * rows.num_rows, pa.uint64())
             rows = rows.set_column(rows.column_names.index("seed"), "seed", seeds)
-        for defense in defenses:
+        cut = self.chosen.profile.shard_rows
+        plain = {BASELINE: tuple(_shards(self._named(rows, BASELINE), cut))}
+        for defense in self.chosen.defenses:
             # A method without concepts (`none`) is the same whatever it is asked to defend against.
             defended = bench.concept if defense.concepts is None else self.request.concept or bench.concept
+            shards = plain.get(defense.name) or tuple(_shards(self._named(rows, defense.name), cut))
             yield Chain(
                 defense=defense.name,
                 bench=bench.name,
                 concept=bench.concept,
                 defended=defended,
                 total_rows=total,
-                stages=tuple(self.stages(defense, defended, bench.concept)),
-                shards=tuple(_shards(self._named(rows, defense.name), self.profile.shard_rows)),
+                variants=tuple(self._variants(defense, defended, bench.concept, _beside(shards, plain[BASELINE]))),
+                shards=shards,
             )
 
     def _named(self, rows: pa.Table, defense: str) -> pa.Table:
         """The rows with the columns that say which chain they belong to."""
         identity = {
-            "profile": self.profile.name, "backbone": self.backbone.name, "defense": defense, "variant": "base"
+            "profile": self.specs.profile.name, "backbone": self.specs.backbone.name,
+            "defense": defense, "variant": BASE,
         }  # fmt: skip
         rows = rows.select(PROMPT.names)
         for name, value in identity.items():
             rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
         return rows
 
-    def stages(self, defense: DefenseCard, defended: str, concept: str) -> Iterator[StageSpec]:
-        generate = self._generate(defense, defended)
-        yield generate
-        wanted = dict.fromkeys((*self.profile.measures(concept).scorers, *self.request.extra_scorers))
-        for stem in wanted:
-            yield self._score(stem, generate)
+    def _variants(
+        self, defense: DefenseCard, defended: str, concept: str, undefended_keys: Mapping[str, str]
+    ) -> Iterator[Variant]:
+        base = self.specs.generate(defense, defended)
+        removed = self.request.concept or concept
+        plain = None  # the undefended pictures, where they are part of the run
+        if BASELINE in [d.name for d in self.chosen.defenses]:
+            undefended = self.specs.generate(self.chosen.undefended, concept)
+            plain = Source(undefended.stage, undefended.fingerprint, undefended_keys)
+        references = {"none/base": plain if defense.name != BASELINE else None}
+        yield Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, references))
+        for regen in self.chosen.regens:
+            if not self._wanted(regen, removed):
+                continue
+            steps = self._regenerate(regen, defense, removed, base)
+            references = {"same/base": base.source, "none/base": base.source if defense.name == BASELINE else plain}
+            scores = self._scores(concept, steps[-1], references)
+            yield Variant(name=regen.variant, steps=steps, scores=scores, settings=regen.settings())
 
-    def _generate(self, defense: DefenseCard, concept: str) -> StageSpec:
-        params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
-        modules = defenses.modules(defense.mechanism)
-        method = {"mechanism": defense.mechanism, "params": params, "files": self._files(params)}
-        backbone = self.backbone.model_dump(
-            mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
+    def _wanted(self, regen: Regenerator, concept: str) -> bool:
+        """Whether ``concept`` can be removed; a regenerator that was asked for by name must be able to."""
+        if regen.admits(self.specs.profile.edition, concept):
+            return True
+        if self.request.regens is None:
+            return False
+        from harness.resafe import turns
+
+        raise UserError(
+            f"regenerator {regen.variant!r} has no questions to ask about concept {concept!r} "
+            f"(it has for: {', '.join(turns.concepts(self.specs.profile.edition))}); name one of them with --concept, "
+            "or leave it out with --regen none"
         )
-        common = {
-            "backbone": backbone,
-            "weights": self._weights(),
-            "libraries": fingerprint.versions(_GENERATE_LIBRARIES),
-        }
-        artefact = None
-        if defense.artefact:
-            built = {**common, "method": method, "code": fingerprint.code(modules)}
-            artefact = {"key": built, "fingerprint": fingerprint.digest(built)}
-        key = {
-            **common,
-            "schema": VERSION,
-            "guard": guard.VERSION,
-            "method": method,
-            "artefact": artefact and artefact["fingerprint"],
-            "code": fingerprint.code([*modules, *_GENERATE_MODULES]),
-        }
-        worker = {
-            "backbone": self.backbone.model_dump(mode="json")
-            | {"path": str(self.backbone.path), "root": str(self.backbone.root)},
-            "method": method,
-            "artefact": artefact,
-        }
-        return _spec("generate", "generate", worker, key, None)
 
-    def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """sha256 of every local file that a defense's parameters name."""
-        paths = defenses.files(params)
-        absent = [str(p) for p in paths if not p.is_file()]
-        if absent:
-            raise UserError(f"no file {absent[0]} (named in the parameters of a defense)")
-        return {str(p): self.hashes.of(p) for p in paths}
+    def _regenerate(
+        self, regen: Regenerator, defense: DefenseCard, concept: str, base: StageSpec
+    ) -> tuple[StageSpec, ...]:
+        """The steps of one regenerator, from the base pictures to its own."""
+        if regen.edit is not None:
+            return base, self.specs.edit(regen, concept, base)
+        assert regen.draw is not None
+        caption = self.specs.caption(regen, concept, base) if regen.caption else None
+        embed = self.specs.embed(base, caption) if regen.optimise else None
+        optimise = self.specs.optimise(regen, concept, embed) if embed else None
+        made = [s for s in (caption, optimise) if s is not None]
+        under = defense if regen.draw.defended else self.chosen.undefended
+        draw = self.specs.draw(regen, under, concept, base, made)
+        return tuple(s for s in (base, caption, embed, optimise, draw) if s is not None)
 
-    def _weights(self) -> Any:
-        """What identifies the backbone's weights: the hub's revision, or each file's sha256."""
-        if not self.backbone.source.startswith("package:"):
-            return self.backbone.revision
-        return self.hashes.of_folder(cards.locate(self.backbone.source, self.backbone.root))
-
-    def _score(self, stem: str, generate: StageSpec) -> StageSpec:
-        params = dict(self.profile.settings.get(stem, {}))
-        weights = {p.name: self.hashes.of(p) for p in scorers.weights(stem, params)}
-        key = {
-            "schema": VERSION,
-            "scorer": stem,
-            "params": params,
-            "weights": weights,
-            "libraries": fingerprint.versions(scorers.libraries(stem)),
-            "code": fingerprint.code([f"harness.scorers.{stem}", *scorers.modules(stem), *_SCORE_MODULES]),
-            "upstream": generate.fingerprint,
-        }
-        worker = {"scorer": stem, "params": params}
-        return _spec(f"score-{stem}", "score", worker, key, ("generate", generate.fingerprint))
+    def _scores(
+        self, concept: str, images: StageSpec, references: Mapping[str, Source | None]
+    ) -> tuple[StageSpec, ...]:
+        """The scorers of ``concept``; a pair scorer where these pictures have the reference it names."""
+        wanted = dict.fromkeys((*self.specs.profile.measures(concept).scorers, *self.request.extra_scorers))
+        found = []
+        for name in wanted:
+            stem, _, beside = name.partition("@")
+            if scorers.pair(stem) != bool(beside):
+                form = (
+                    "compares with no other picture" if beside else f"needs a reference: {stem}@same/base or @none/base"
+                )
+                raise UserError(f"scorer {name!r}: {stem} {form}")
+            reference = references.get(beside)
+            if not beside or reference is not None:
+                found.append(self.specs.score(name, images, reference))
+        return tuple(found)
 
 
-def _spec(
-    stage: str, kind: str, worker: Mapping[str, Any], key: Mapping[str, Any], upstream: tuple[str, str] | None
-) -> StageSpec:
-    return StageSpec(
-        stage=stage, kind=kind, worker=worker, key=key, upstream=upstream, fingerprint=fingerprint.digest(key)
-    )
+def _beside(shards: Sequence[Shard], others: Sequence[Shard]) -> dict[str, str]:
+    """Each shard's key to that of the shard with the same prompts under another defense."""
+    return {own.key: other.key for own, other in zip(shards, others, strict=True)}
 
 
 def _shards(rows: pa.Table, size: int) -> Iterator[Shard]:

@@ -1,4 +1,5 @@
-"""The columns of a row on its journey: PROMPT -> IMAGE -> SCORE. A stage only adds columns.
+"""The columns of a row on its journey: PROMPT -> IMAGE (-> REGENERATION) -> SCORE. A stage only adds
+columns; a picture and its regeneration are two rows of one long table.
 
 Units: ``guidance`` is the classifier-free guidance scale, ``width``/``height`` are pixels, ``image``
 is an encoded PNG. Missing is null, never zero.
@@ -38,6 +39,27 @@ IMAGE = pa.schema(
         ("error", pa.string()),  # stable code, or null
     ]
 )
+
+# How a regeneration came about: what was seen, removed, optimised and drawn. Null where a step has no such thing.
+LINEAGE = pa.schema(
+    [
+        ("regen_backbone", pa.string()),  # what drew it, or the editor's name
+        ("vlm", pa.string()),  # the captioner
+        ("alpha", pa.float64()),  # Eq. 6; 0: image feature only, 1: text feature only
+        ("lam", pa.float64()),  # Eq. 5, removal scale
+        ("tokens", pa.int32()),  # N
+        ("unsafe_caption", pa.string()),
+        ("unsafe_components", pa.list_(pa.string())),
+        ("safe_caption", pa.string()),
+        ("optimized_prompt", pa.string()),
+        ("cosine", pa.float64()),  # of the prompt as it is drawn from, with the target feature
+        ("iterations", pa.int32()),
+        ("already_safe", pa.bool_()),  # <f_img, Delta> > 0: the picture was nearer to the safe caption
+        ("regen_note", pa.string()),  # stable codes, comma separated, or null
+    ]
+)
+
+REGENERATION = pa.schema([*IMAGE, *LINEAGE])
 
 KEY = ("row_id", "sample", "defense", "variant")  # identifies a row of a run
 

@@ -10,6 +10,7 @@ reader sees a whole file or none. The folder is private (0700): images may be ha
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -155,6 +156,22 @@ class Store:
         if not path.exists():
             write_atomically(path, json.dumps(key, indent=1, sort_keys=True).encode())
 
+    @staticmethod
+    def note_cost(path: Path, seconds: float, rows: int, device: str) -> None:
+        """Keep beside a shard what it took; not part of any result, and no matter if it gets lost."""
+        cost = {"seconds": round(seconds, 3), "rows": rows, "device": device, "host": socket.gethostname()}
+        with contextlib.suppress(OSError):
+            path.with_suffix(".cost.json").write_text(json.dumps(cost))
+
+    @staticmethod
+    def cost(path: Path) -> dict[str, Any] | None:
+        """What a shard took: seconds (loading left out), rows, device, host; None where it is not known."""
+        try:
+            found: dict[str, Any] = json.loads(path.with_suffix(".cost.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+
     def sweep(self) -> int:
         """Delete temporary files whose writer is long gone; returns how many."""
         stale = [p for p in self.root.glob("*/*/.tmp/*") if time.time() - p.stat().st_mtime > _STALE_S]
@@ -189,12 +206,25 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.ParquetFile(path).read(columns=columns)
 
 
+def columns(path: Path) -> list[str]:
+    """Names of a published shard's columns."""
+    names: list[str] = pq.ParquetFile(path).schema_arrow.names
+    return names
+
+
 def _what(path: Path) -> str:
-    """A few words on a stage's key: its backbone and method, or its scorer."""
+    """A few words on a stage's key: its backbone and method, its model, or its scorer."""
     if not path.exists():
         return ""
     key = json.loads(path.read_text())
-    parts = [key.get("backbone", {}).get("name"), key.get("method", {}).get("mechanism"), key.get("scorer")]
+    parts = [
+        key.get("variant"),
+        key.get("backbone", {}).get("name"),
+        key.get("method", {}).get("mechanism"),
+        key.get("vlm", {}).get("name"),
+        key.get("clip", {}).get("source"),
+        key.get("scorer"),
+    ]
     return " ".join(p for p in parts if p)
 
 

@@ -11,7 +11,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from harness import cells
 from harness.cards import PolicyCard, Rule
-from harness.cells import Cell, ConservationError, Origin, measure
+from harness.cells import Cell
+from harness.conservation import ConservationError
+from harness.measure import Origin, measure
 from harness.errors import UserError
 
 FATES = ("unsafe", "safe", "excluded", "error", "probe_error")
@@ -114,16 +116,16 @@ def test_the_same_row_under_two_defenses_or_samples_is_no_duplicate() -> None:
 
 def test_a_row_that_went_in_and_did_not_come_out_is_named() -> None:
     with pytest.raises(ConservationError, match=r"3 rows went in and 2 came out; 1 lost \(such as b/00001\)"):
-        measure(table([row(0, "safe"), row(2, "safe")]), {"nudity": [policy()]}, {("none", "b"): went_in(3)})
+        measure(table([row(0, "safe"), row(2, "safe")]), {"nudity": [policy()]}, {("none", "base", "b"): went_in(3)})
 
 
 def test_a_row_that_never_went_in_is_named() -> None:
     with pytest.raises(ConservationError, match=r"1 not of this run \(such as b/00001\)"):
-        measure(table([row(0, "safe"), row(1, "safe")]), {"nudity": [policy()]}, {("none", "b"): went_in(1)})
+        measure(table([row(0, "safe"), row(1, "safe")]), {"nudity": [policy()]}, {("none", "base", "b"): went_in(1)})
 
 
 def test_a_defense_of_which_nothing_came_out_is_named() -> None:
-    known = {("none", "b"): went_in(1), ("rece", "b"): went_in(1)}
+    known = {("none", "base", "b"): went_in(1), ("rece", "base", "b"): went_in(1)}
     with pytest.raises(ConservationError, match="rece on b: 1 rows went in and none came out"):
         measure(table([row(0, "safe")]), {"nudity": [policy()]}, known)
 
@@ -171,12 +173,12 @@ def test_a_concept_without_policy_is_a_mistake_of_the_user() -> None:
 def test_a_part_of_a_benchmark_is_stamped_and_a_whole_one_is_not() -> None:
     rows = table([row(0, "safe"), row(1, "safe")])
     chosen = {"nudity": [policy()]}
-    assert asr(measure(rows, chosen, {("none", "b"): went_in(2, total=95)})).subset == "2/95"
-    assert asr(measure(rows, chosen, {("none", "b"): went_in(2)})).subset is None
+    assert asr(measure(rows, chosen, {("none", "base", "b"): went_in(2, total=95)})).subset == "2/95"
+    assert asr(measure(rows, chosen, {("none", "base", "b"): went_in(2)})).subset is None
 
 
 def test_fingerprints_and_settings_travel_with_the_cell() -> None:
-    known = {("none", "b"): went_in(1, fingerprints=("generate:ab",), settings={"seed": 7})}
+    known = {("none", "base", "b"): went_in(1, fingerprints=("generate:ab",), settings={"seed": 7})}
     found = asr(measure(table([row(0, "safe")]), {"nudity": [policy()]}, known))
     assert (found.fingerprints, found.settings) == (("generate:ab",), {"seed": 7})
 
@@ -216,7 +218,7 @@ def test_a_defense_is_compared_with_none_on_the_rows_that_both_have() -> None:
 
 def test_cells_survive_their_file(tmp_path: Path) -> None:
     rows = [row(0, "safe"), row(1, "excluded"), row(0, "unsafe", "uce"), row(1, "excluded", "uce")]
-    known = {("none", "b"): went_in(2, 95, fingerprints=("generate:ab",)), ("uce", "b"): went_in(2, 95)}
+    known = {("none", "base", "b"): went_in(2, 95, fingerprints=("generate:ab",)), ("uce", "b"): went_in(2, 95)}
     found = measure(table(rows), {"nudity": [policy()]}, known)
     cells.write(tmp_path / "cells.json", found)
     assert cells.read(tmp_path / "cells.json") == found

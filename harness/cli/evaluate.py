@@ -24,9 +24,19 @@ Defense = Annotated[
 Bench = Annotated[
     str, typer.Option("--bench", "-b", help="Benchmarks, comma separated, or 'all'. See `harness list datasets`.")
 ]
+Regen = Annotated[
+    str | None,
+    typer.Option(
+        "--regen",
+        "-r",
+        help="Regenerators beside each defense, comma separated, or 'none'; other values as resafe:alpha=0.5:tokens=8. "
+        "Default: the profile's. See `harness list regenerators`.",
+    ),
+]
 Backbone = Annotated[str | None, typer.Option("--backbone", help="Instead of the profile's.")]
 Concept = Annotated[
-    str | None, typer.Option("--concept", help="What the defense removes, when not the benchmark's own concept.")
+    str | None,
+    typer.Option("--concept", help="What defense and regenerator remove, when not the benchmark's own concept."),
 ]
 Limit = Annotated[
     int | None, typer.Option("--limit", help="Only the first N rows of each benchmark; stamped in every number.")
@@ -39,9 +49,13 @@ Seed = Annotated[
 ]
 Baseline = Annotated[bool, typer.Option("--baseline/--no-baseline", help="Evaluate the undefended backbone beside.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Generators at work at once. Default: GPUs, else cores.")
+    int | None, typer.Option("--workers", min=1, help="Actors at work at once. Default: GPUs, else cores.")
 ]
 NumGpus = Annotated[int | None, typer.Option("--num-gpus", min=0, help="GPUs to use. Default: all that are visible.")]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option("--gpu-memory", min=1, help="GB of one GPU, which says what fits side by side. Default: asked of it."),
+]
 DiscardImages = Annotated[
     bool, typer.Option("--discard-images", help="Remove the pictures once they are scored; numbers stay.")
 ]
@@ -67,6 +81,7 @@ def evaluate(
     defense: Defense,
     bench: Bench,
     profile: options.Profile = "paper",
+    regen: Regen = None,
     backbone: Backbone = None,
     concept: Concept = None,
     limit: Limit = None,
@@ -78,6 +93,7 @@ def evaluate(
     data: options.Data = options.DATA,
     cards: options.Cards = None,
     num_gpus: NumGpus = None,
+    gpu_memory: GpuMemory = None,
     workers: Workers = None,
     executor: Executor = "ray",
     max_errors: MaxErrors = "5%",
@@ -87,7 +103,7 @@ def evaluate(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Draw a prompt set under a defense, score it, and print attack success rates.
+    """Draw a prompt set under a defense, make each picture anew with ReSafe, score both, print attack success rates.
 
     Running the same command again goes on where it stopped; a finished one answers at once.
     """
@@ -96,7 +112,7 @@ def evaluate(
     if dry_run:
         _print_plan(request, places, json)
         return
-    _run(request, places, (num_gpus, workers, executor), max_errors, json)
+    _run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
     if discard_images:
         _discard(request, places)
 
@@ -106,6 +122,7 @@ def plan(
     defense: Defense,
     bench: Bench,
     profile: options.Profile = "paper",
+    regen: Regen = None,
     backbone: Backbone = None,
     concept: Concept = None,
     limit: Limit = None,
@@ -147,7 +164,7 @@ def score(
     request = request_of(read_record(run))
     request = dataclasses.replace(request, extra_scorers=tuple(dict.fromkeys((*request.extra_scorers, *wanted))))
     places = options.places(store, run.resolve().parent, data, cards)
-    _run(request, places, (0, 1, executor), max_errors, json)
+    _run(request, places, (0, None, None, executor), max_errors, json)
 
 
 def _request(chosen: Mapping[str, Any]) -> Request:
@@ -158,11 +175,12 @@ def _request(chosen: Mapping[str, Any]) -> Request:
         defenses=options.split(chosen["defense"]),
         benches=options.split(chosen["bench"]),
         ids=options.split(chosen["ids"] or ""),
+        regens=None if chosen["regen"] is None else options.split(chosen["regen"]),
         **{name: chosen[name] for name in ("profile", "backbone", "concept", "limit", "seed", "baseline")},
     )
 
 
-def _resources(num_gpus: int | None, workers: int | None, executor: str) -> Resources:
+def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | None, executor: str) -> Resources:
     from harness.errors import UserError, nearest
     from harness.flow import Resources, check
 
@@ -170,9 +188,17 @@ def _resources(num_gpus: int | None, workers: int | None, executor: str) -> Reso
         raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
     if num_gpus is None:
         num_gpus = _visible_gpus()
+    if num_gpus and gpu_memory is None:
+        gpu_memory = _gpu_memory()
     if workers is None:
         workers = num_gpus or len(os.sched_getaffinity(0))
-    found = Resources(executor=executor, workers=workers, num_gpus=num_gpus, address=os.environ.get("RAY_ADDRESS"))
+    found = Resources(
+        executor=executor,
+        workers=workers,
+        num_gpus=num_gpus,
+        gpu_memory_gb=gpu_memory,
+        address=os.environ.get("RAY_ADDRESS"),
+    )
     check(found)
     return found
 
@@ -185,8 +211,24 @@ def _visible_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
+def _gpu_memory() -> float | None:
+    """GB of the smallest GPU, as its driver says; None where that cannot be asked."""
+    import subprocess
+
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+        return min(float(line) for line in answer.split()) * 2**20 / 1e9
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
 def _run(
-    request: Request, places: Places, machine: tuple[int | None, int | None, str], max_errors: str, json: bool
+    request: Request,
+    places: Places,
+    machine: tuple[int | None, float | None, int | None, str],
+    max_errors: str,
+    json: bool,
 ) -> None:
     """Evaluate, print, and leave with the exit code that says how it went."""
     from harness.cli.progress import Display
@@ -231,8 +273,7 @@ def _unfinished(finished: Finished, outcome: Outcome, budget: Any) -> None:
     for detail in outcome.details[:5]:
         print(f"  {detail}", file=sys.stderr)
     print(f"  details: {finished.run / 'log'}; run the same command again to go on", file=sys.stderr)
-    total = sum(c.num_rows for c in finished.plan.chains)
-    if budget.exceeded(outcome.errors, total):
+    if budget.exceeded(outcome.errors, finished.plan.num_rows):
         raise typer.Exit(3)
     if outcome.statuses["failed"] or outcome.statuses["lost"]:
         raise typer.Exit(1)

@@ -27,7 +27,7 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
     """report.md of a run.
 
     Args:
-        cells: of one run, as ``harness.cells.measure`` gives them.
+        cells: of one run, as ``harness.measure.measure`` gives them.
         record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version).
     """
     page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
@@ -38,6 +38,7 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
     policies = {p["name"]: p for chosen in record.get("policies", {}).values() for p in chosen}
     for column, by_policy in words.columns(cells).items():
         page += ["", *_section(column, by_policy, policies, words.degenerate(cells))]
+        page += _after(words.after(cells).get(column, {}))
     page += ["", "## How the numbers come about", "", *_trace(cells, record, policies)]
     return "\n".join(page) + "\n"
 
@@ -57,6 +58,20 @@ def _section(
         yield f"By policy `{name}`" + (f", {words.rule(policies[name])}:" if name in policies else ":")
         yield ""
         yield from grid(_HEAD, [_row(cell, degenerate[words.place(cell)]) for cell in cells])
+
+
+def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]:
+    """What regeneration does with the pictures of a column."""
+    if not by_method:
+        return []
+    headings = list(dict.fromkeys(name for own in by_method.values() for name in own))
+    rows = [
+        [defense, variant, *(words.rate(own[name]) if name in own else "" for name in headings)]
+        for (defense, variant), own in by_method.items()
+    ]
+    said = words.settings(cell for own in by_method.values() for cell in own.values())
+    return ["", f"What regeneration does ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
+            *(line for text in said for line in ("", f"Settings of {text}."))]  # fmt: skip
 
 
 def _row(cell: Cell, degenerate: str) -> list[str]:

@@ -293,7 +293,7 @@ def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tupl
         return "infeasible as printed", None
     if cell is None:
         return "not run", None
-    if k is None or cell.subset or not cell.n:
+    if k is None or cell.k is None or cell.subset or not cell.n:
         return "not compared", None
     low, high = newcombe(cell.k, cell.n, k, n)
     return ("reproduced" if low <= 0 <= high else "differs"), (low, high)

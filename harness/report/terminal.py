@@ -27,7 +27,7 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
     """Print a table per benchmark under its main policy, then under the others, then where things lie.
 
     Args:
-        cells: of one run, as ``harness.cells.measure`` gives them.
+        cells: of one run, as ``harness.measure.measure`` gives them.
         policies: by concept, the main one first.
         paths: what lies where, in the order in which it is to be printed.
         console: where to; standard output by default.
@@ -35,12 +35,16 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
     console = console or Console(width=None if sys.stdout.isatty() else _PLAIN)
     degenerate = words.degenerate(cells)
     stamped = words.subsets(cells)
-    for (_, _, bench, concept), by_policy in words.columns(cells).items():
+    after = words.after(cells)
+    for column, by_policy in words.columns(cells).items():
+        _, _, bench, concept = column
         main, *others = by_policy
         title = f"{bench} ({concept}), ASR by {main}" + (f", subset {stamped[bench]}" if bench in stamped else "")
         console.print(_main_grid(title, by_policy[main], degenerate))
         if others:
             console.print(_others_grid({name: by_policy[name] for name in others}))
+        if column in after:
+            console.print(_after_grid(after[column]))
         console.print()
     for line in footer(cells, policies, paths):
         console.print(Text(line), soft_wrap=True)
@@ -71,6 +75,14 @@ def _others_grid(by_policy: Mapping[str, Sequence[Cell]]) -> Grid:
     return grid
 
 
+def _after_grid(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> Grid:
+    headings = list(dict.fromkeys(name for own in by_method.values() for name in own))
+    grid = _grid("what regeneration does", headings)
+    for (defense, variant), own in by_method.items():
+        grid.add_row(defense, variant, *(words.rate(own[name]) if name in own else "" for name in headings))
+    return grid
+
+
 def _grid(title: str, right: Sequence[str]) -> Grid:
     grid = Grid(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("defense", "variant"):
@@ -88,6 +100,7 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
     used = {c.policy for c in cells}
     cards = {p.name: p for chosen in policies.values() for p in chosen if p.name in used}
     lines += [f"policy    {p.name}: {words.rule(p.model_dump())}" for p in cards.values()]
+    lines += [f"settings  {line}" for line in words.settings(cells)]
     lines += [f"subset    {bench}: {subset} rows" for bench, subset in words.subsets(cells).items()]
     lines += [f"missing   {line}" for line in words.missing(cells)]
     if any(c.compared and c.compared.best for c in cells):

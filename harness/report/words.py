@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.cells import Cell
+from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH, Cell
+from harness.compare import BASE
 
 Column = tuple[str, str, str, str]  # profile, backbone, bench, concept: one table of a report
 
 BEST = "lowest ASR, or not significantly above it (exact McNemar on the same rows, Holm within the column, 5%)"
 
 
+HEADINGS = {
+    PASS_THROUGH: "passes through",  # P(unsafe after | unsafe before)
+    ASR_FLAGGED: "ASR if only flagged",
+}
+AFTER = (
+    "passes through: unsafe after, of those unsafe before; ASR if only flagged: had only the pictures that the policy "
+    "flags been made anew; the other numbers compare each picture with the one before regeneration"
+)
+
+
 def columns(cells: Iterable[Cell]) -> dict[Column, dict[str, list[Cell]]]:
     """The ASR cells by column and policy, a column's main policy first, methods in their order."""
     found: dict[Column, dict[str, list[Cell]]] = {}
     for cell in cells:
-        if cell.metric == "asr":
+        if cell.metric == ASR:
             by_policy = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
             by_policy.setdefault(str(cell.policy), []).append(cell)
     return found
@@ -24,7 +35,33 @@ def columns(cells: Iterable[Cell]) -> dict[Column, dict[str, list[Cell]]]:
 
 def degenerate(cells: Iterable[Cell]) -> dict[tuple[str, ...], str]:
     """``k/n`` of black, flat or noise pictures, by ``place``."""
-    return {place(c): counts(c) for c in cells if c.metric == "degenerate"}
+    return {place(c): counts(c) for c in cells if c.metric == DEGENERATE}
+
+
+def after(cells: Iterable[Cell]) -> dict[Column, dict[tuple[str, str], dict[str, Cell]]]:
+    """What regeneration does, by column and method: each number beside ASR under its heading, of the main policy.
+
+    Means of pair scorers are there for every method that has a reference.
+    """
+    found: dict[Column, dict[tuple[str, str], dict[str, Cell]]] = {}
+    for cell in cells:
+        if cell.metric in (ASR, DEGENERATE) or (cell.policy is not None and not cell.main):
+            continue
+        by_method = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
+        heading = HEADINGS.get(cell.metric, cell.metric.replace("_", " "))
+        heading += f" (to {cell.reference})" if cell.reference and cell.reference != "same/base" else ""
+        by_method.setdefault((cell.defense, cell.variant), {})[heading] = cell
+    return found
+
+
+def settings(cells: Iterable[Cell]) -> list[str]:
+    """How each regenerator was set, "resafe: alpha 0.7, lam 1, tokens 8"; a deviation from its paper is one of them."""
+    found = {
+        c.variant: ", ".join(f"{name} {value}" for name, value in c.settings.items())
+        for c in cells
+        if c.variant != BASE and c.settings
+    }
+    return [f"{variant}: {text}" for variant, text in found.items()]
 
 
 def place(cell: Cell) -> tuple[str, ...]:
@@ -47,7 +84,7 @@ def missing(cells: Iterable[Cell]) -> list[str]:
 
 
 def method(cell: Cell) -> str:
-    return cell.defense if cell.variant == "base" else f"{cell.defense} + {cell.variant}"
+    return cell.defense if cell.variant == BASE else f"{cell.defense} + {cell.variant}"
 
 
 def percent(value: float | None) -> str:
@@ -65,7 +102,10 @@ def counts(cell: Cell) -> str:
 
 
 def rate(cell: Cell) -> str:
-    """``k/n  p%  [low, high]``."""
+    """``k/n  p%  [low, high]``; of a mean ``value  [low, high]  n``."""
+    if cell.k is None:
+        ends = "" if cell.low is None or cell.high is None else f"  [{cell.low:.3f}, {cell.high:.3f}]"
+        return "—" if cell.value is None else f"{cell.value:.3f}{ends}  n {cell.n}"
     return f"{counts(cell)}  {percent(cell.value)}  {interval(cell)}".strip()
 
 

@@ -19,7 +19,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from harness.errors import RowError, TransientError, UserError
-from harness.plan import StageSpec
-from harness.store import Store, publish, read
+from harness.specs import Source, StageSpec
+from harness.store import Store, columns, publish, read
+
+INHERITED = "base:"  # begins the error of a regeneration whose picture failed
 
 TICKET = pa.schema(
     [
@@ -75,11 +77,30 @@ class Site:
         return self.run / "STOP"
 
 
-class Stage:
-    """A stage of every chain of a run, as Ray Data or the inline executor calls it."""
+class Station:
+    """Stages that share a process, as Ray Data or the inline executor calls them: a ticket meets them in order."""
 
-    def __init__(self, specs: Mapping[int, StageSpec], site: Site) -> None:
-        """Args: specs: by chain index; a chain without this stage passes through. site: where."""
+    def __init__(
+        self, stages: Sequence[Mapping[int, tuple[StageSpec, ...]]], site: Site, gpu_share: float = 0.0
+    ) -> None:
+        """Args: stages: each stage's specs by chain index. site: where. gpu_share: of a GPU's memory to keep within."""
+        self._stages = [Stage(specs, site) for specs in stages]
+        if gpu_share and site.device != "cpu":
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(gpu_share)  # Ray's shares are bookkeeping only
+
+    def __call__(self, ticket: pa.Table) -> pa.Table:
+        for stage in self._stages:
+            ticket = stage(ticket)
+        return ticket
+
+
+class Stage:
+    """A stage of every chain of a run."""
+
+    def __init__(self, specs: Mapping[int, tuple[StageSpec, ...]], site: Site) -> None:
+        """Args: specs: by chain index, one per variant; a chain without this stage passes through. site: where."""
         self._specs, self._site = specs, site
         self._worker: Worker | None = None
         self._loaded: str | None = None
@@ -87,8 +108,9 @@ class Stage:
     def __call__(self, ticket: pa.Table) -> pa.Table:
         """Publish the ticket's shard at this stage, or say in the ticket why not."""
         row: dict[str, Any] = ticket.to_pylist()[0]
-        spec = self._specs.get(row["chain"])
-        if spec is not None and row["status"] == "ok":
+        for spec in self._specs.get(row["chain"], ()):
+            if row["status"] != "ok":
+                break
             try:
                 self._ensure(spec, row)
             except (TransientError, MemoryError) as error:
@@ -105,33 +127,44 @@ class Stage:
                 row |= {"status": "stopped", "detail": "the run was stopped"}
                 return
             self._site.store.describe(spec.stage, spec.fingerprint, spec.key)
-            started = time.time()
-            output, deaths = self._compute(spec, row["key"], self._input(spec, row))
+            output, seconds, deaths = self._compute(spec, row["key"], self._input(spec, row))
             publish(path, output)
-            self._log(spec, row["key"], {"seconds": time.time() - started, "rows": output.num_rows, "deaths": deaths})
-        columns = read(path).column_names
-        names = [c for c in columns if c == "error" or c.endswith("_error")]
-        if names:
-            failed = [any(r.values()) for r in read(path, names).to_pylist()]
-            row["errors"] += sum(failed)
+            self._site.store.note_cost(path, seconds, output.num_rows, self._site.device if spec.gpu else "cpu")
+            self._log(spec, row["key"], {"seconds": seconds, "rows": output.num_rows, "deaths": deaths})
+        row["errors"] += _failed(path)
 
     def _input(self, spec: StageSpec, row: dict[str, Any]) -> pa.Table:
-        if spec.upstream is None:
+        """The stage's rows: the ticket's own, or the columns of all it reads side by side."""
+        if not spec.upstream:
             return pa.ipc.open_stream(row["rows"]).read_all()
-        return read(self._site.store.path(*spec.upstream, row["key"]))
+        first, *others = [self._read(source, row["key"]) for source in spec.upstream]
+        for other in others:
+            first = beside(first, other)
+        if spec.reference is not None:
+            reference = self._read(spec.reference, row["key"])
+            if reference.select(["row_id", "sample"]) != first.select(["row_id", "sample"]):
+                raise ValueError(f"{spec.reference.stage} {row['key']} holds other prompts than its pictures")
+            first = first.append_column("reference", reference["image"])
+            first = first.append_column("reference_sha256", reference["image_sha256"])
+        return first
 
-    def _compute(self, spec: StageSpec, key: str, rows: pa.Table) -> tuple[pa.Table, int]:
-        """The shard's output, and how many workers it has killed in this run."""
+    def _read(self, source: Source, key: str) -> pa.Table:
+        return read(self._site.store.path(source.stage, source.fingerprint, (source.keys or {}).get(key, key)))
+
+    def _compute(self, spec: StageSpec, key: str, rows: pa.Table) -> tuple[pa.Table, float, int]:
+        """The shard's output, seconds without loading, and how many workers it has killed in this run."""
         marks = Marks(self._site.run / "attempts" / f"{spec.stage}-{spec.fingerprint}-{key}.jsonl")
         deaths = marks.count(None)
         if deaths < self._site.tries:
             with marks.held(None), self._watched(spec, key):
                 worker = self._load(spec)
+                started = time.perf_counter()
                 output = _Bisection(worker, spec.stage, lambda entry: self._log(spec, key, entry))(rows)
         else:
+            started = time.perf_counter()
             output = self._one_by_one(spec, key, rows, marks)
         marks.clear()
-        return output, deaths
+        return output, time.perf_counter() - started, deaths
 
     def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
         """Each row on its own, marked; a row whose mark survived has killed its worker and is quarantined."""
@@ -179,6 +212,30 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(where | who | entry) + "\n")
+
+
+def beside(table: pa.Table, other: pa.Table) -> pa.Table:
+    """``table`` with the columns of ``other`` that it lacks; both hold the same prompts in the same order.
+
+    Raises:
+        ValueError: they do not.
+    """
+    identity = ["row_id", "sample", "defense"]  # a regeneration's variant is another one
+    if table.select(identity) != other.select(identity):
+        raise ValueError("tables of other rows cannot stand side by side")
+    for name in other.column_names:
+        if name not in table.column_names:
+            table = table.append_column(other.schema.field(name), other[name])
+    return table
+
+
+def _failed(path: Path) -> int:
+    """Rows of a published shard that ended in an error there; what a regeneration inherits counts only once."""
+    names = [c for c in columns(path) if c == "error" or c.partition("@")[0].endswith("_error")]
+    if not names:
+        return 0
+    rows = read(path, names).to_pylist()
+    return sum(any(code and not code.startswith(INHERITED) for code in row.values()) for row in rows)
 
 
 class _HopelessError(Exception):

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
 from harness import backbones, defenses
 from harness.cards import BackboneCard
 from harness.errors import RowError, TransientError
 from harness.guard import guard
 from harness.schema import IMAGE, need
-from harness.scorers.degenerate import degenerate
+from harness.stages.pictures import one_thread, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +34,7 @@ def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Gene
         UserError: weights are missing or do not fit.
     """
     card = BackboneCard.model_validate(worker["backbone"])
-    if site.device == "cpu":
-        torch.set_num_threads(1)  # a picture must not depend on how many cores are at hand
+    one_thread(site.device)
     if isinstance(previous, Generate) and previous.card == card:
         pipe = previous.release()
     else:
@@ -84,38 +79,41 @@ class Generate:
         return self._pipe
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Draw every row that is not excluded, grouped by guidance and size.
+        """Draw every row that is not excluded.
 
         Raises:
             TransientError: out of memory, with the micro-batch that would fit.
         """
         entries: list[dict[str, Any]] = rows.to_pylist()
-        groups: dict[backbones.Canvas, list[int]] = {}
-        for i, entry in enumerate(entries):
+        for entry in entries:
             entry |= {"image": None, "image_sha256": None, "degenerate": None, "error": None}
-            if entry["excluded"] is None and self._admitted(entry):
-                canvas = backbones.Canvas(entry["guidance"], entry["width"], entry["height"])
-                groups.setdefault(canvas, []).append(i)
-        for canvas, members in groups.items():
-            self._draw([entries[i] for i in members], canvas)
+        self.paint([(e, e["prompt"]) for e in entries if e["excluded"] is None])
         return need(pa.Table.from_pylist(entries, schema=IMAGE), IMAGE, "generate")
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         empty = {"image": None, "image_sha256": None, "degenerate": None, "error": code}
         return pa.Table.from_pylist([r | empty for r in rows.to_pylist()], schema=IMAGE)
 
-    def _admitted(self, entry: dict[str, Any]) -> bool:
-        """False, with the reason in the row, if the guard refuses it for its own or the defense's concept."""
-        try:
-            guard(entry["prompt"], entry["concept"])
-            guard(entry["prompt"], self._concept)
-        except RowError as error:
-            entry["excluded"] = error.code
-            return False
-        return True
+    def paint(self, jobs: Sequence[tuple[dict[str, Any], str]]) -> None:
+        """Draw a text for each row and fill its picture columns; rows are grouped by guidance and size.
 
-    def _draw(self, entries: list[dict[str, Any]], canvas: backbones.Canvas) -> None:
-        requests = [backbones.Request(e["prompt"], e["seed"], e["concept"]) for e in entries]
+        Args:
+            jobs: row (its seed, guidance, size and concept count) and what to draw. A text that the guard refuses,
+                for the row's or the defense's concept, excludes its row.
+
+        Raises:
+            TransientError: out of memory, with the micro-batch that would fit.
+        """
+        groups: dict[backbones.Canvas, list[tuple[dict[str, Any], str]]] = {}
+        for entry, text in jobs:
+            if admitted(entry, [text], self._concept):
+                canvas = backbones.Canvas(entry["guidance"], entry["width"], entry["height"])
+                groups.setdefault(canvas, []).append((entry, text))
+        for canvas, members in groups.items():
+            self._draw(members, canvas)
+
+    def _draw(self, jobs: Sequence[tuple[dict[str, Any], str]], canvas: backbones.Canvas) -> None:
+        requests = [backbones.Request(text, e["seed"], e["concept"]) for e, text in jobs]
         size = self.card.micro_batch
         try:
             pictures = backbones.sample(self._pipe, self._defense, requests, canvas, self.card.steps, size)
@@ -123,14 +121,17 @@ class Generate:
             raise TransientError(
                 f"out of memory at micro_batch {size}; set micro_batch: {max(1, size // 2)} in {self.card.name}.yaml"
             ) from error
-        for entry, picture in zip(entries, pictures, strict=True):
-            entry["image"] = encode(picture)
-            entry["image_sha256"] = hashlib.sha256(picture.tobytes()).hexdigest()
-            entry["degenerate"] = degenerate(picture)
+        for (entry, _), picture in zip(jobs, pictures, strict=True):
+            put(entry, picture)
 
 
-def encode(picture: np.ndarray) -> bytes:
-    """Lossless PNG of an array (height, width, 3) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+def admitted(entry: dict[str, Any], texts: Iterable[str], concept: str) -> bool:
+    """Whether the guard passes every text for the row's concept and for ``concept``; if not, the row says why."""
+    try:
+        for text in texts:
+            guard(text, entry["concept"])
+            guard(text, concept)
+    except RowError as error:
+        entry["excluded"] = error.code
+        return False
+    return True

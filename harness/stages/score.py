@@ -2,81 +2,85 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from harness import scorers
-from harness.errors import RowError, UserError
+from harness.errors import RowError
 from harness.schema import KEY
+from harness.stages import pictures
 
 if TYPE_CHECKING:
     from harness.stages.base import Site, Worker
 
 
-def schema(stem: str) -> pa.Schema:
-    """Columns of one scorer's shard: the row's key, ``<stem>_error``, and the scorer's own."""
+def schema(stem: str, reference: str | None = None) -> pa.Schema:
+    """Columns of one scorer's shard: the row's key, ``<stem>_error``, and the scorer's own.
+
+    Args:
+        stem: the scorer.
+        reference: what a pair scorer compares with; its columns are named ``<column>@<reference>``.
+    """
     key = [("row_id", pa.string()), ("sample", pa.int32()), ("defense", pa.string()), ("variant", pa.string())]
     assert tuple(name for name, _ in key) == KEY
-    return pa.schema([*key, (f"{stem}_error", pa.string()), *scorers.columns(stem).items()])
+    own = {f"{stem}_error": pa.string(), **scorers.columns(stem)}
+    return pa.schema([*key, *((_named(name, reference), kind) for name, kind in own.items())])
+
+
+def _named(column: str, reference: str | None) -> str:
+    return f"{column}@{reference}" if reference else column
 
 
 def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Score:
     """The scorer, or the one already loaded when it is the same."""
-    stem, params = worker["scorer"], dict(worker["params"])
-    if isinstance(previous, Score) and (previous.stem, previous.params) == (stem, params):
+    asked = (worker["scorer"], dict(worker["params"]), worker["reference"])
+    if isinstance(previous, Score) and (previous.stem, previous.params, previous.reference) == asked:
         return previous
-    return Score(stem, params)
+    return Score(*asked)
 
 
 class Score:
     """One scorer at work. Rows without an image (excluded, failed) keep null scores and no error."""
 
-    def __init__(self, stem: str, params: dict[str, Any]) -> None:
-        self.stem, self.params = stem, params
-        self._schema = schema(stem)
+    def __init__(self, stem: str, params: dict[str, Any], reference: str | None = None) -> None:
+        self.stem, self.params, self.reference = stem, params, reference
+        self._schema = schema(stem, reference)
         self._scorer = scorers.load(stem, params)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        images: list[np.ndarray] = []
-        places: list[int] = []
-        entries = rows.select([*KEY, "image", "image_sha256"]).to_pylist()
-        for i, entry in enumerate(entries):
-            data, drawn = entry.pop("image"), entry.pop("image_sha256")
-            if data is None and drawn is not None:
-                raise UserError(
-                    "the pictures of this run were discarded; to score them anew, remove their shards "
-                    "(`harness store prune --stage generate`) and run the same command: they are drawn again"
-                )
+        entries = rows.select(list(KEY)).to_pylist()
+        given, places = [], []
+        beside = self._beside(rows)
+        for i, data in enumerate(pictures.drawn(rows)):
             if data is None:
                 continue
             try:
-                images.append(decode(data))
+                given.append((pictures.decode(data), None if beside is None else beside(i)))
                 places.append(i)
             except RowError as error:
-                entry[f"{self.stem}_error"] = error.code
-        values = self._scorer(images) if images else {}
-        for name, column in values.items():
-            for i, value in zip(places, column, strict=True):
-                entries[i][name] = value
+                entries[i][_named(f"{self.stem}_error", self.reference)] = error.code
+        if given:
+            images, others = zip(*given, strict=True)
+            values = self._scorer(images) if beside is None else self._scorer(images, others)
+            for name, column in values.items():
+                for i, value in zip(places, column, strict=True):
+                    entries[i][_named(name, self.reference)] = value
         return pa.Table.from_pylist(entries, schema=self._schema)
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()
-        return pa.Table.from_pylist([k | {f"{self.stem}_error": code} for k in keys], schema=self._schema)
+        error = _named(f"{self.stem}_error", self.reference)
+        return pa.Table.from_pylist([k | {error: code} for k in keys], schema=self._schema)
 
-
-def decode(data: bytes) -> np.ndarray:
-    """An encoded picture as an array (height, width, 3) uint8.
-
-    Raises:
-        RowError: ``undecodable``.
-    """
-    try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RowError("undecodable", str(error)) from error
+    def _beside(self, rows: pa.Table) -> Callable[[int], Any] | None:
+        """What stands beside the picture of a row: its reference, its prompt, or nothing at all."""
+        if self.reference is not None:
+            renamed = {"image": rows["reference"], "image_sha256": rows["reference_sha256"]}
+            found = pictures.drawn(pa.table(renamed))
+            return lambda i: pictures.decode(data) if (data := found[i]) is not None else None
+        if scorers.text(self.stem):
+            prompts = rows["prompt"].to_pylist()
+            return lambda i: prompts[i]
+        return None

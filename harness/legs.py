@@ -1,0 +1,98 @@
+"""Which stages run together: a leg streams, and where models do not fit side by side legs follow each other.
+
+Within a leg, every GPU stage has an actor on every GPU, with a share of it after its model's memory; what needs no
+GPU shares one kind of process, since a process costs seconds to start and a model of the embedded world does not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.errors import UserError
+from harness.plan import Plan
+
+_HEADROOM = 0.92  # of a GPU's memory that models may take
+
+
+@dataclass(frozen=True)
+class Station:
+    """Stages in one process, in the order in which a ticket meets them."""
+
+    stages: tuple[str, ...]
+    gpu: float = 0.0  # share of a GPU that each actor has
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Stations that stream: the first shards are scored while the last are drawn."""
+
+    stations: tuple[Station, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(name for station in self.stations for name in station.stages)
+
+
+def cut(plan: Plan, gpus: int, gpu_memory_gb: float | None) -> list[Leg]:
+    """The legs of a run.
+
+    Args:
+        plan: what is to be done.
+        gpus: how many there are; without any, each leg is one station.
+        gpu_memory_gb: of one GPU; None where it is not known: then each model has a leg for itself.
+
+    Raises:
+        UserError: one model alone does not fit.
+    """
+    names = plan.stage_names()
+    last = [n for n in names if _looks_across(plan, n)]  # they need another chain's pictures, whole
+    rest = [n for n in names if n not in last]
+    found = _by_memory(plan, rest, gpu_memory_gb) if gpus else [rest]
+    groups = [group for group in (*found, last) if group]
+    return [Leg(tuple(_stations(plan, group, gpus))) for group in groups]
+
+
+def _looks_across(plan: Plan, stage: str) -> bool:
+    return any(s.stage == stage and s.reference and s.reference.keys for c in plan.chains for s in c.stages)
+
+
+def _by_memory(plan: Plan, names: list[str], room: float | None) -> list[list[str]]:
+    """Consecutive stages in groups whose GPU models fit side by side; a CPU stage goes with what it follows."""
+    groups: list[list[str]] = []
+    taken = 0.0
+    for name in names:
+        needed = memory(plan, name)
+        if room is not None and needed > room * _HEADROOM:
+            raise UserError(
+                f"stage {name!r} needs {needed:g} GB (its card's memory_gb) and a GPU here has {room:g} GB: "
+                "lower its micro_batch or dtype, or give more room with --gpu-memory"
+            )
+        fits = needed == 0 or (room is not None and taken + needed <= room * _HEADROOM)
+        if groups and (fits or taken == 0):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+            taken = 0.0
+        taken += needed
+    return groups
+
+
+def memory(plan: Plan, stage: str) -> float:
+    """GB that one copy of the stage's largest model takes on a GPU; 0 for a stage that needs none."""
+    return max((s.memory_gb for c in plan.chains for s in c.stages if s.stage == stage and s.gpu), default=0.0)
+
+
+def on_gpu(plan: Plan, stage: str) -> bool:
+    return any(s.gpu for c in plan.chains for s in c.stages if s.stage == stage)
+
+
+def _stations(plan: Plan, names: list[str], gpus: int) -> list[Station]:
+    """One station per run of stages of a kind."""
+    if not gpus:
+        return [Station(tuple(names))]
+    heavy = [n for n in names if on_gpu(plan, n)]
+    light = tuple(n for n in names if n not in heavy)
+    needs = {n: max(memory(plan, n), 0.5) for n in heavy}
+    found = [Station((n,), math.floor(1000 * need / sum(needs.values())) / 1000) for n, need in needs.items()]
+    return [*found, Station(light)] if light else found

@@ -1,0 +1,314 @@
+"""From a run's scores to its cells: verdicts, counts, means, intervals, comparisons.
+
+Pure code on Arrow tables (schema SCORE). Before any number is given, rows are conserved: those that went in are
+scored, errored or excluded, each in exactly one way and exactly once. A verdict that is missing is never a safe one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH, Cell, Part, Policies, parts
+from harness.compare import BASE, Comparison, Mask, Method, compare
+from harness.conservation import Fate, check_fate, check_once, check_parts, check_rows, present
+from harness.errors import UserError
+from harness.metrics.asr import count
+from harness.metrics.intervals import wilson
+from harness.policies import verdicts
+
+if TYPE_CHECKING:
+    from harness.cards import PolicyCard
+    from harness.plan import Plan
+
+_DRAWS = 2_000  # resamples of the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run knows of one defense and variant over one benchmark."""
+
+    rows: pa.Table  # row_id and sample of those that went in
+    total: int  # of the whole benchmark, before --limit and --ids
+    fingerprints: tuple[str, ...] = ()  # of the stages, "generate:3f0c..."
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the method; what departs from the cards
+
+
+Origins = Mapping[tuple[str, str, str], Origin]  # by defense, variant, benchmark
+
+
+def origins(plan: Plan) -> dict[tuple[str, str, str], Origin]:
+    """What a plan says of each (defense, variant, benchmark)."""
+    found = {}
+    for chain in plan.chains:
+        settings: dict[str, Any] = {}
+        if plan.request.seed is not None:
+            settings["seed"] = plan.request.seed
+        if chain.defended != chain.concept:
+            settings["defended"] = chain.defended
+        rows = pa.concat_tables([s.rows.select(["row_id", "sample"]) for s in chain.shards])
+        for variant in chain.variants:
+            found[chain.defense, variant.name, chain.bench] = Origin(
+                rows=rows,
+                total=chain.total_rows,
+                fingerprints=tuple(f"{s.stage}:{s.fingerprint}" for s in variant.stages),
+                settings=settings | dict(variant.settings),
+            )
+    return found
+
+
+def measure(
+    scores: pa.Table, policies: Policies, known: Origins | None = None, means: Sequence[str] = ()
+) -> list[Cell]:
+    """All cells of a run, per profile, backbone, defense, variant and benchmark.
+
+    ASR under every policy, the degenerate rate, the mean (or rate) of the columns asked for; of a regeneration also
+    how much passes through and what ASR would be had only the flagged pictures been made anew.
+
+    Args:
+        scores: rows of schema SCORE, any number of chains; a scorer's failures in ``<scorer>_error``.
+        policies: by concept of the benchmark; groups come out in the table's order, policies in theirs.
+        known: see ``origins``; without it the rows at hand are taken for all.
+        means: raw columns, a pair scorer's with its reference; left out where a part has no value in it.
+
+    Raises:
+        ConservationError: a row twice, or not as many as went in, or neither scored, errored nor excluded.
+        UserError: no policy for a concept of the table.
+    """
+    check_once(scores)
+    found = []
+    for part in parts(scores):
+        origin = (known or {}).get((part.defense, part.variant, part.bench))
+        if origin is not None:
+            check_rows(part, origin.rows)
+        if part.concept not in policies:
+            raise UserError(f"no policy for concept {part.concept!r} (there are some for: {', '.join(policies)})")
+        ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in policies[part.concept]]
+        found.append(_Judged(part, origin, ballots))
+    there = {(j.part.defense, j.part.variant, j.part.bench) for j in found}
+    check_parts(there, {place: origin.rows.num_rows for place, origin in (known or {}).items()})
+    columns = _columns(found)
+    compared = {key: compare(column) for key, column in columns.items()}
+    cells: list[Cell] = []
+    for judged in found:
+        cells += _asr(judged, compared)
+        cells.append(_degenerate(judged))
+        cells += _after(judged, columns)
+        cells += _means(judged, means)
+    return cells
+
+
+class _Ballot(NamedTuple):
+    """What a policy says of each row of a part: bool, or null."""
+
+    policy: PolicyCard
+    verdicts: pa.Array
+
+
+class _Judged(NamedTuple):
+    part: Part
+    origin: Origin | None
+    ballots: list[_Ballot]
+
+
+_Row = tuple[str, int]  # row_id, sample
+_Key = tuple[str, ...]  # of a column: its part's profile, backbone and bench, and the policy
+_Columns = Mapping[_Key, Mapping[Method, Mapping[_Row, bool | None]]]
+
+
+def _key(part: Part, policy: PolicyCard) -> _Key:
+    return part.profile, part.backbone, part.bench, policy.name
+
+
+def _row_keys(part: Part) -> list[_Row]:
+    return list(zip(part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist(), strict=True))
+
+
+def _columns(found: Iterable[_Judged]) -> _Columns:
+    """Verdicts by column, method and row."""
+    columns: dict[_Key, dict[Method, dict[_Row, bool | None]]] = {}
+    for part, _, ballots in found:
+        rows = _row_keys(part)
+        for policy, given in ballots:
+            own = dict(zip(rows, given.to_pylist(), strict=True))
+            columns.setdefault(_key(part, policy), {})[part.defense, part.variant] = own
+    return columns
+
+
+def _asr(judged: _Judged, compared: Mapping[_Key, Mapping[Method, Comparison]]) -> Iterator[Cell]:
+    part = judged.part
+    for i, (policy, given) in enumerate(judged.ballots):
+        fate = _fate(part.rows, given, policy.scorers)
+        check_fate(part, f"policy {policy.name}", fate)
+        comparison = compared[_key(part, policy)][part.defense, part.variant]
+        yield replace(_rate(judged, ASR, fate, policy=policy), main=i == 0, compared=comparison)
+
+
+def _degenerate(judged: _Judged) -> Cell:
+    """Of those drawn: a defense that emits noise is not safe."""
+    rows = judged.part.rows
+    excluded = present(rows["excluded"])
+    errored = _errored(rows) & ~excluded
+    blank = pa.array(present(rows["degenerate"]), mask=excluded | errored)
+    return _rate(judged, DEGENERATE, Fate(blank, errored, excluded))
+
+
+def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
+    """What a regeneration does with what was unsafe, and what it would do if it saw nothing else."""
+    part = judged.part
+    if part.variant == BASE:
+        return
+    rows = _row_keys(part)
+    for i, (policy, given) in enumerate(judged.ballots):
+        base = columns[_key(part, policy)].get((part.defense, BASE))
+        if base is None:
+            continue
+        before = [base.get(row) for row in rows]
+        flagged = np.array([verdict is True for verdict in before], bool)
+        if flagged.any():
+            chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
+            fate = _fate(chosen.rows, given.filter(pa.array(flagged)), policy.scorers)
+            check_fate(part, f"{PASS_THROUGH} by {policy.name}", fate)
+            cell = _rate(judged._replace(part=chosen), PASS_THROUGH, fate, policy=policy)
+            yield replace(cell, main=i == 0, subset=None)
+        after = given.to_pylist()
+        mixed = pa.array([a if f else b for a, b, f in zip(after, before, flagged, strict=True)], pa.bool_())
+        # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
+        excluded = present(part.rows["excluded"]) & ~present(mixed)
+        fate = Fate(mixed, ~present(mixed) & ~excluded, excluded)
+        yield replace(_rate(judged, ASR_FLAGGED, fate, policy=policy), main=i == 0)
+
+
+def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
+    """Raw columns as they are: yes or no as k of n, numbers as a mean."""
+    rows = judged.part.rows
+    for name in wanted:
+        if name not in rows.column_names or rows[name].null_count == rows.num_rows:
+            continue
+        column, _, reference = name.partition("@")
+        scorer = _scorer_of(name, rows.column_names)
+        beside = f"@{reference}" if reference else ""
+        failed = [f"{scorer}_error{beside}"] if scorer else []
+        values = rows[name].combine_chunks()
+        excluded = present(rows["excluded"])
+        fate = Fate(values, _errored(rows, *failed) & ~excluded & ~present(values), excluded)
+        build = _rate if pa.types.is_boolean(values.type) else _mean
+        yield replace(build(judged, column, fate, scorer=scorer), reference=reference or None)
+
+
+def _scorer_of(column: str, names: Sequence[str]) -> str | None:
+    """The scorer whose column it is: the longest name with an error column that begins it."""
+    plain, _, reference = column.partition("@")
+    end = "_error" + (f"@{reference}" if reference else "")
+    stems = [n.removesuffix(end) for n in names if n.endswith(end)]
+    return max((s for s in stems if plain == s or plain.startswith(f"{s}_")), key=len, default=None)
+
+
+def _fate(rows: pa.Table, given: pa.Array, scorers: Sequence[str]) -> Fate:
+    """What became of rows under a policy; a verdict that one scorer gives stands though another failed."""
+    excluded = present(rows["excluded"])
+    failed = _errored(rows, *(f"{s}_error" for s in scorers)) & ~present(given)
+    return Fate(given, (_errored(rows) | failed) & ~excluded, excluded)
+
+
+def _errored(rows: pa.Table, *more: str) -> Mask:
+    """Rows that failed when they were drawn, or in a stage whose error column is named and there."""
+    masks = [present(rows[name]) for name in ("error", *more) if name in rows.column_names]
+    return np.asarray(np.logical_or.reduce(masks), bool)
+
+
+def _rate(
+    judged: _Judged, metric: str, fate: Fate, *, policy: PolicyCard | None = None, scorer: str | None = None
+) -> Cell:
+    """The cell of a share: k of n."""
+    tally = count(fate.verdicts)
+    low, high, interval = _share_interval(tally.k, tally.n, fate.verdicts, judged.part.rows["row_id"])
+    value = tally.k / tally.n if tally.n else None
+    cell = _cell(judged, metric, fate, policy, scorer)
+    return replace(cell, k=tally.k, n=tally.n, value=value, low=low, high=high, interval=interval)
+
+
+def _mean(
+    judged: _Judged, metric: str, fate: Fate, *, policy: PolicyCard | None = None, scorer: str | None = None
+) -> Cell:
+    """The cell of a mean."""
+    values = fate.verdicts.drop_null().to_numpy(zero_copy_only=False).astype(float)
+    prompts = judged.part.rows["row_id"].filter(fate.verdicts.is_valid())
+    sums, numbers = _by_prompt(prompts, values)
+    low, high = _bootstrap(lambda chosen: sums[chosen].sum() / numbers[chosen].sum(), len(numbers))
+    cell = _cell(judged, metric, fate, policy, scorer)
+    return replace(cell, n=len(values), value=float(values.mean()), low=low, high=high, interval="bootstrap")
+
+
+def _cell(judged: _Judged, metric: str, fate: Fate, policy: PolicyCard | None, scorer: str | None) -> Cell:
+    """All of a cell but its number."""
+    part, origin, _ = judged
+    rows = part.rows.num_rows
+    return Cell(
+        **part.identity(),
+        metric=metric,
+        scorer=policy.scorer if policy else scorer,
+        policy=policy.name if policy else None,
+        main=False,
+        k=None,
+        n=0,
+        value=None,
+        errors=int(fate.errored.sum()),
+        excluded=int(fate.excluded.sum()),
+        low=None,
+        high=None,
+        interval="wilson",
+        fingerprints=origin.fingerprints if origin else (),
+        subset=f"{rows}/{origin.total}" if origin and rows != origin.total else None,
+        settings=dict(origin.settings) if origin else {},
+        reasons=_reasons(part.rows, policy),
+    )
+
+
+def _reasons(rows: pa.Table, policy: PolicyCard | None) -> dict[str, int]:
+    """How many rows were excluded or failed for which reason, the most frequent first."""
+    found: Counter[str] = Counter()
+    left = rows
+    for name in ("excluded", "error", *(f"{s}_error" for s in (policy.scorers if policy else ()))):
+        if name not in rows.column_names:
+            continue
+        for entry in pc.value_counts(left[name].drop_null()).to_pylist():
+            found[f"{name.replace('_', ' ')}: {entry['values']}"] += entry["counts"]
+        left = left.filter(pc.is_null(left[name]))  # a row counts once, for what came first
+    return dict(found.most_common())
+
+
+def _share_interval(
+    k: int, n: int, given: pa.Array, row_ids: pa.ChunkedArray
+) -> tuple[float | None, float | None, str]:
+    """95% interval of a rate: Wilson, or a bootstrap by prompt where prompts have several samples."""
+    if not n:
+        return None, None, "wilson"
+    prompts = row_ids.filter(given.is_valid())
+    distinct = pc.count_distinct(prompts).as_py()
+    if distinct == n:
+        return *wilson(k, n), "wilson"
+    if k in (0, n):  # every resample is alike: only the number of prompts says how sure that is
+        return *wilson(distinct if k else 0, distinct), "wilson"
+    unsafe, drawn = _by_prompt(prompts, given.drop_null().to_numpy(zero_copy_only=False))
+    return *_bootstrap(lambda chosen: unsafe[chosen].sum() / drawn[chosen].sum(), len(drawn)), "bootstrap"
+
+
+def _by_prompt(prompts: pa.ChunkedArray, values: Any) -> tuple[Any, Any]:
+    """Per prompt the sum of its values and their number."""
+    codes = np.asarray(prompts.combine_chunks().dictionary_encode().indices)
+    return np.bincount(codes, weights=values), np.bincount(codes)
+
+
+def _bootstrap(statistic: Callable[[Any], float], prompts: int) -> tuple[float, float]:
+    """95% percentile interval over resampled prompts."""
+    generator = np.random.default_rng(0)
+    found = [statistic(generator.integers(0, prompts, prompts)) for _ in range(_DRAWS)]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)

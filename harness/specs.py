@@ -1,0 +1,337 @@
+"""Stage specs: for each stage of a chain what its worker needs, and all that its output depends on.
+
+The one place where fingerprints are made. Everything is known from cards, files and sources; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness import cards, defenses, fingerprint, guard, scorers
+from harness.cards import BackboneCard, DefenseCard, ProfileCard, Weights
+from harness.errors import UserError
+from harness.schema import VERSION
+
+if TYPE_CHECKING:
+    from harness.judges.card import JudgeCard
+    from harness.regenerators import Regenerator
+
+# Sources whose change makes an image another one; a defense adds its own modules.
+_DRAW_MODULES = (
+    "harness.stages.generate",
+    "harness.stages.pictures",
+    "harness.backbones",
+    "harness.guard",
+    "harness.scorers.degenerate",
+    "harness.shapes.world",  # whose plain backgrounds are not degenerate
+)
+_DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
+_CAPTION_MODULES = (
+    "harness.stages.caption", "harness.stages.pictures", "harness.vlm", "harness.resafe.turns",
+    "harness.resafe.components", "harness.shapes.turns",
+)  # fmt: skip
+_EMBED_MODULES = ("harness.stages.embed", "harness.stages.pictures", "harness.clip")
+_OPTIMISE_MODULES = (
+    "harness.stages.optimise", "harness.clip", "harness.guard", "harness.resafe.features",
+    "harness.resafe.hard_prompt", "harness.resafe.text_tower",
+)  # fmt: skip
+_EDIT_MODULES = ("harness.stages.edit", "harness.stages.pictures", "harness.editors", "harness.guard",
+                 "harness.scorers.degenerate")  # fmt: skip
+_SCORE_MODULES = ("harness.stages.score", "harness.stages.pictures", "harness.scorers")
+
+
+class Source(NamedTuple):
+    """The shards that a stage reads."""
+
+    stage: str
+    fingerprint: str
+    keys: Mapping[str, str] | None = None  # a shard's key to the source's; None: they are the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage of one chain: what a worker needs to know, and the key of its fingerprint."""
+
+    stage: str  # folder in the store and place in the flow: "generate", "score-nudenet"
+    kind: str  # module in harness.stages: "generate", "caption", ..., "score"
+    worker: Mapping[str, Any]  # what the stage's load() takes; plain data
+    key: Mapping[str, Any]  # everything the output depends on
+    upstream: tuple[Source, ...] = ()  # whose columns, side by side, are its input; none: the ticket's rows
+    reference: Source | None = None  # whose pictures it compares with
+    gpu: bool = False  # whether it runs on a GPU where there is one
+    memory_gb: float = 0.0  # of one copy at work there
+    fingerprint: str
+
+    @property
+    def source(self) -> Source:
+        """This stage's output, as an input of another."""
+        return Source(self.stage, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Specs:
+    """Makes the specs of one run."""
+
+    profile: ProfileCard
+    backbone: BackboneCard
+    roots: Sequence[Path]
+    hashes: fingerprint.FileHashes
+
+    def generate(self, defense: DefenseCard, concept: str) -> StageSpec:
+        """Draw the benchmark's prompts under a defense."""
+        worker, key = self._drawing(self.backbone, defense, concept)
+        return _spec("generate", worker, key, gpu=True, memory_gb=self.backbone.memory_gb)
+
+    def given(self) -> StageSpec:
+        """Take pictures that were not drawn here, from their files."""
+        key = {"schema": VERSION, "code": fingerprint.code(["harness.stages.given", "harness.stages.pictures"])}
+        return _spec("given", {}, key)
+
+    def caption(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
+        """Describe each picture, list what is unsafe, rewrite.
+
+        Raises:
+            UserError: no model for it, or no questions for the concept.
+        """
+        from harness.resafe import turns
+
+        asked = turns.turns(self.profile.edition, concept)
+        card = self.captioner(regen)
+        worker = {
+            "vlm": _held(card) | {"source": self._source(card.source, card.root)},
+            "edition": self.profile.edition,
+            "concept": concept,
+        }
+        key = {
+            "schema": VERSION,
+            "vlm": _held(card) | {"name": card.name},
+            "weights": self._identity(card.source, card.revision, card.root),
+            "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
+            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+            "code": fingerprint.code(_CAPTION_MODULES),
+            "upstream": generate.fingerprint,
+        }
+        return _spec("caption", worker, key, (generate,), gpu=True, memory_gb=card.memory_gb)
+
+    def embed(self, generate: StageSpec, caption: StageSpec | None) -> StageSpec:
+        """CLIP's features of each picture and of its captions."""
+        clip = self.clip()
+        upstream = (generate,) if caption is None else (generate, caption)
+        key = self._clip_key(clip) | {
+            "code": fingerprint.code(_EMBED_MODULES),
+            "upstream": [u.fingerprint for u in upstream],
+        }
+        worker = {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        return _spec("embed", worker, key, upstream, gpu=True, memory_gb=clip.memory_gb)
+
+    def optimise(self, regen: Regenerator, concept: str, embed: StageSpec) -> StageSpec:
+        """Search a prompt with the wanted feature."""
+        assert regen.optimise is not None
+        clip = self.clip()
+        settings = regen.optimise.model_dump(mode="json", exclude={"memory_gb", "ban_concept", "words"})
+        banned = regen.optimise.words.get(concept, ()) if regen.optimise.ban_concept else ()
+        common = {"settings": settings, "banned": list(banned)}
+        key = self._clip_key(clip) | common | {
+            "guard": guard.VERSION,
+            "code": fingerprint.code(_OPTIMISE_MODULES),
+            "upstream": [embed.fingerprint],
+        }  # fmt: skip
+        worker = common | {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        return _spec("optimise", worker, key, (embed,), gpu=True, memory_gb=regen.optimise.memory_gb)
+
+    def draw(
+        self, regen: Regenerator, defense: DefenseCard, concept: str, generate: StageSpec, made: Sequence[StageSpec]
+    ) -> StageSpec:
+        """Draw each picture's new prompt.
+
+        Args:
+            regen: how.
+            defense: what to draw under: the run's own, or `none`.
+            concept: what is to be removed.
+            generate: the stage whose rows are regenerated.
+            made: the stages that made the prompt, in order.
+        """
+        assert regen.draw is not None
+        other = regen.draw.backbone
+        backbone = cards.load("backbone", other, self.roots) if other else self.backbone
+        drawing, key = self._drawing(backbone, defense, concept)
+        worker = {
+            "drawing": drawing,
+            "variant": regen.variant,
+            "text": regen.draw.text,
+            "vlm": self.captioner(regen).name if regen.caption else None,
+            "own_canvas": backbone.name != self.backbone.name,  # another backbone draws at its own size and guidance
+        }
+        key = key | {
+            "variant": regen.variant,
+            "text": regen.draw.text,
+            "code": fingerprint.code([*_DRAW_MODULES, *defenses.modules(defense.mechanism), "harness.stages.draw"]),
+            "upstream": [s.fingerprint for s in (generate, *made)],
+        }
+        return _spec("draw", worker, key, (generate, *made), gpu=True, memory_gb=backbone.memory_gb)
+
+    def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
+        """Have an image-to-image editor change each picture."""
+        from harness import editors
+
+        assert regen.edit is not None
+        root = regen.card.root
+        settings = regen.edit.model_dump(mode="json", exclude={"memory_gb", "seconds_per_image", "licence"})
+        key = {
+            "schema": VERSION,
+            "guard": guard.VERSION,
+            "variant": regen.variant,
+            "edit": settings,
+            "instruction": editors.instruction(regen.edit, concept),
+            "weights": editors.identity(regen.edit, root),
+            "libraries": fingerprint.versions((*_DRAW_LIBRARIES, "peft")),
+            "code": fingerprint.code(_EDIT_MODULES),
+            "upstream": [generate.fingerprint],
+        }
+        worker = {
+            "variant": regen.variant, "edit": regen.edit.model_dump(mode="json"), "root": str(root),
+            "concept": concept, "name": regen.card.name,
+        }  # fmt: skip
+        return _spec("edit", worker, key, (generate,), gpu=True, memory_gb=regen.edit.memory_gb)
+
+    def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
+        """One scorer over the pictures of ``images``.
+
+        Args:
+            name: ``nudenet``, or with its reference ``lpips@same/base``.
+            images: the stage whose pictures are scored.
+            reference: whose pictures they are compared with, for a pair scorer.
+        """
+        stem, _, beside = name.partition("@")
+        params = dict(self.profile.settings.get(stem, {}))
+        weights = {p.name: self.hashes.of(p) for p in scorers.weights(stem, params)}
+        key = {
+            "schema": VERSION,
+            "scorer": stem,
+            "params": params,
+            "weights": weights,
+            "libraries": fingerprint.versions(scorers.libraries(stem)),
+            "code": fingerprint.code([f"harness.scorers.{stem}", *scorers.modules(stem), *_SCORE_MODULES]),
+            "upstream": images.fingerprint,
+        }
+        if reference is not None:
+            key |= {"reference": [beside, reference.fingerprint]}
+        worker = {"scorer": stem, "params": params, "reference": beside or None}
+        stage = f"score-{stem}" + (f"-{beside.partition('/')[0]}" if beside else "")
+        return _spec("score", worker, key, (images,), stage=stage, reference=reference)
+
+    def captioner(self, regen: Regenerator) -> JudgeCard:
+        """The card of the model that describes pictures for ``regen``.
+
+        Raises:
+            UserError: neither the regenerator nor the profile names one, or it answers from afar.
+        """
+        name = (regen.caption and regen.caption.vlm) or self.profile.captioner
+        if name is None:
+            raise UserError(
+                f"regenerator {regen.variant!r} needs captions, and profile {self.profile.name!r} names no captioner"
+            )
+        card = cards.load("judge", name, self.roots)
+        if card.backend != "local":
+            raise UserError(f"{name!r} cannot describe pictures for a regenerator: it is no local model")
+        return card
+
+    def clip(self) -> Weights:
+        """The profile's CLIP.
+
+        Raises:
+            UserError: it has none.
+        """
+        if self.profile.clip is None:
+            raise UserError(f"profile {self.profile.name!r} names no `clip`, which an optimised prompt needs")
+        return self.profile.clip
+
+    def _drawing(
+        self, backbone: BackboneCard, defense: DefenseCard, concept: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What draws: the worker's part and the key's part."""
+        params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
+        modules = defenses.modules(defense.mechanism)
+        method = {"mechanism": defense.mechanism, "params": params, "files": self._files(params)}
+        common = {
+            "backbone": backbone.model_dump(
+                mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
+            ),
+            "weights": self._identity(backbone.source, backbone.revision, backbone.root),
+            "libraries": fingerprint.versions(_DRAW_LIBRARIES),
+        }
+        artefact = None
+        if defense.artefact:
+            built = {**common, "method": method, "code": fingerprint.code(modules)}
+            artefact = {"key": built, "fingerprint": fingerprint.digest(built)}
+        key = {
+            **common,
+            "schema": VERSION,
+            "guard": guard.VERSION,
+            "method": method,
+            "artefact": artefact and artefact["fingerprint"],
+            "code": fingerprint.code([*modules, *_DRAW_MODULES]),
+        }
+        worker = {
+            "backbone": backbone.model_dump(mode="json") | {"path": str(backbone.path), "root": str(backbone.root)},
+            "method": method,
+            "artefact": artefact,
+        }
+        return worker, key
+
+    def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """sha256 of every local file that a defense's parameters name."""
+        paths = defenses.files(params)
+        absent = [str(p) for p in paths if not p.is_file()]
+        if absent:
+            raise UserError(f"no file {absent[0]} (named in the parameters of a defense)")
+        return {str(p): self.hashes.of(p) for p in paths}
+
+    def _clip_key(self, clip: Weights) -> dict[str, Any]:
+        return {
+            "schema": VERSION,
+            "clip": _held(clip),
+            "weights": self._identity(clip.source, clip.revision, self.profile.root),
+            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+        }
+
+    def _identity(self, source: str, revision: str | None, root: Path) -> Any:
+        """What identifies weights: the hub's revision, or each file's sha256."""
+        if not source.startswith("package:"):
+            return revision
+        return self.hashes.of_folder(cards.locate(source, root))
+
+    @staticmethod
+    def _source(source: str, root: Path) -> str:
+        """A folder for packaged weights, else the hub id."""
+        return str(cards.locate(source, root)) if source.startswith("package:") else source
+
+
+def _held(model: Weights | JudgeCard) -> dict[str, Any]:
+    """How a model is held, as its loader takes it."""
+    return {
+        "source": model.source, "revision": model.revision, "dtype": model.dtype, "micro_batch": model.micro_batch
+    }  # fmt: skip
+
+
+def _spec(
+    kind: str,
+    worker: Mapping[str, Any],
+    key: Mapping[str, Any],
+    upstream: Sequence[StageSpec] = (),
+    *,
+    stage: str | None = None,
+    **more: Any,
+) -> StageSpec:
+    return StageSpec(
+        stage=stage or kind,
+        kind=kind,
+        worker=worker,
+        key=key,
+        upstream=tuple(u.source for u in upstream),
+        fingerprint=fingerprint.digest(key),
+        **more,
+    )

@@ -1,0 +1,70 @@
+"""The caption stage: pictures in, what a vision-language model sees, finds unsafe and writes instead (Section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from harness import vlm
+from harness.resafe import components, turns
+from harness.schema import KEY, LINEAGE
+from harness.stages import pictures
+
+if TYPE_CHECKING:
+    from harness.stages.base import Site, Worker
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("sample", pa.int32()),
+        ("defense", pa.string()),
+        ("variant", pa.string()),
+        *(LINEAGE.field(name) for name in ("unsafe_caption", "unsafe_components", "safe_caption")),
+        ("caption_note", pa.string()),  # stable codes, comma separated, or null
+        ("caption_failure", pa.string()),  # why there is no safe caption; what is drawn from it fails with this error
+    ]
+)
+
+
+def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Caption:
+    """The captioner; kept when only the questions change."""
+    if isinstance(previous, Caption) and previous.vlm == worker["vlm"]:
+        captioner = previous.captioner
+    else:
+        pictures.one_thread(site.device)
+        captioner = vlm.load(worker["vlm"], site.device)
+    edition, concept = worker["edition"], worker["concept"]
+    return Caption(captioner, dict(worker["vlm"]), turns.turns(edition, concept), turns.given(edition, concept))
+
+
+class Caption:
+    """A captioner and its questions at work."""
+
+    def __init__(
+        self, captioner: vlm.Captioner, held: dict[str, Any], asked: tuple[vlm.Turn, ...], given: tuple[str, ...] | None
+    ) -> None:
+        """Args: captioner: the model. held: its params. asked: its questions. given: components known without asking."""
+        self.captioner, self.vlm, self._turns, self._given = captioner, held, asked, given
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        entries = rows.select(list(KEY)).to_pylist()
+        images = pictures.drawn(rows)
+        ready = [entry for entry, data in zip(entries, images, strict=True) if data]
+        seen = [pictures.decode(data) for data in images if data]
+        answers = self.captioner.converse(seen, self._turns) if seen else []
+        for entry, said in zip(ready, answers, strict=True):
+            found = components.read(said, self._turns, self._given)
+            entry |= {
+                "unsafe_caption": found.unsafe_caption,
+                "unsafe_components": found.unsafe_components,
+                "safe_caption": found.safe_caption,
+                "caption_note": ",".join(found.notes) or None,
+                "caption_failure": found.error,
+            }
+        return pa.Table.from_pylist(entries, schema=SCHEMA)
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        keys = rows.select(list(KEY)).to_pylist()
+        return pa.Table.from_pylist([k | {"caption_failure": code} for k in keys], schema=SCHEMA)
