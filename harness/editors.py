@@ -13,7 +13,8 @@ micro-batches of full size, so that a row's picture does not depend on its batch
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ from harness.cards import Amount, Columns, Count, Model, Revision, locate
 from harness.errors import UserError, nearest
 from harness.fingerprint import FileHashes
 from harness.guard import guard
+from harness.resafe.turns import ARTISTS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 # Distributions and modules whose change makes an edited picture another one.
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "peft", "numpy", "pillow")
 MODULES = ("harness.editors", "harness.guard")
-
-ARTISTS: Mapping[str, str] = {"van-gogh": "Vincent van Gogh", "picasso": "Pablo Picasso"}  # by concept
 
 GRID = 8  # pixels a latent stands for in the published autoencoders: sizes are multiples of it
 ADAPTER = "edit"
@@ -334,7 +334,7 @@ def _pairs(path: Path) -> int:
             keys = file.keys()
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file: {error}") from error
-    return sum(key.endswith(("lora_A.weight", "lora.down.weight", "lora_down.weight")) for key in keys)
+    return sum(bool(re.search(r"lora(_A|_down|\.down|_linear_layer\.down)\.weight$", key)) for key in keys)
 
 
 def _lora_file(source: Source, root: Path, name: str) -> Path:

@@ -214,8 +214,8 @@ def test_the_pipeline_gets_the_card_s_numbers_and_a_generator_for_each_row() -> 
 
 def test_partial_micro_batches_repeat_the_last_job() -> None:
     pipe = Recorder()
-    editors.edit(pipe, tiny.settings(), jobs(4))
-    assert [[g.initial_seed() - 2**63 for g in call["generator"]] for call in pipe.calls] == [[0, 1, 2], [3, 3, 3]]
+    editors.edit(pipe, tiny.settings(), jobs(5))
+    assert [[g.initial_seed() - 2**63 for g in call["generator"]] for call in pipe.calls] == [[0, 1, 2], [3, 4, 4]]
 
 
 @given(sizes=st.lists(st.sampled_from([(8, 8), (8, 16), (16, 8)]), max_size=9), micro_batch=st.integers(1, 4))
