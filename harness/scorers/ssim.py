@@ -1,10 +1,11 @@
 """SSIM to the reference picture (Wang et al. 2004, IEEE Trans. Image Process. 13:600, eq. 13).
 
 As in the paper: Gaussian window of 11 x 11 pixels, sigma 1.5, population moments, K1 = 0.01, K2 = 0.03, mean over the
-places where the window lies inside the picture. ``ssim_rgb`` is the mean of the three channels, which scikit-image
-(``gaussian_weights``, ``use_sample_covariance=False``) and torchmetrics give; ``ssim_grey`` is of the luminance
-(ITU-R BT.601, not rounded), on which the paper's own code works. 1 for equal pictures. ReSafe's Table 12 does not say
-which; nothing is resized, so a reference of another size has no score.
+places where the window lies inside the picture. ``ssim_rgb`` is the mean of the three channels, as scikit-image has it
+(``gaussian_weights``, ``use_sample_covariance=False``); torchmetrics has the same there, but also counts the border,
+where it reflects the pictures (0.001 of difference in a test). ``ssim_grey`` is of the luminance (ITU-R BT.601, not
+rounded), on which the paper's own code works. 1 for equal pictures. ReSafe's Table 12 does not say which; nothing is
+resized, so a reference of another size has no score.
 """
 
 from __future__ import annotations
