@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harness.errors import UserError, nearest
 from harness.schema import KEY
@@ -87,8 +86,6 @@ class Pictures:
 def read_run(record: Mapping[str, Any], store: Path) -> Pictures:
     """All pictures that a run's record leads to.
 
-    Any stage whose shards have a column ``image`` beside a row's key gives pictures, whatever it is called.
-
     Args:
         record: run.json.
         store: the store's folder.
@@ -99,12 +96,13 @@ def read_run(record: Mapping[str, Any], store: Path) -> Pictures:
     found: dict[Row, dict[Place, Picture | None]] = {}
     absent: list[Path] = []
     for chain in record["chains"]:
-        for stage, fingerprint, shard in _outputs(chain, ()):
-            path = store / stage / fingerprint / f"{shard}.parquet"
-            if path.exists():
-                _collect(path, found)
-            elif stage == "generate":
-                absent.append(path)
+        for stage, fingerprint in _outputs(chain):
+            for shard in chain["shards"]:
+                path = store / stage / fingerprint / f"{shard}.parquet"
+                if path.exists():
+                    _collect(path, found)
+                else:
+                    absent.append(path)
     if absent:
         raise UserError(
             f"{len(absent)} shards of run {record['run']} are not in store {store}: name its store with --store"
@@ -117,24 +115,15 @@ def read_run(record: Mapping[str, Any], store: Path) -> Pictures:
     return pictures
 
 
-def _outputs(node: Any, shards: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Every (stage, fingerprint, shard) below a part of the record; a part's own ``shards`` go for its stages."""
-    if isinstance(node, Mapping):
-        if "stage" in node and "fingerprint" in node:
-            yield from ((node["stage"], node["fingerprint"], shard) for shard in node.get("shards", shards))
-            return
-        shards = node.get("shards", shards)
-        for value in node.values():
-            yield from _outputs(value, shards)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _outputs(value, shards)
+def _outputs(chain: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(stage, fingerprint) of every stage of a chain that publishes pictures."""
+    if "variants" in chain:
+        yield from ((stage, fingerprint) for stage, fingerprint in (v["images"] for v in chain["variants"]))
+    else:  # a record of an earlier release
+        yield chain["stages"][0]["stage"], chain["stages"][0]["fingerprint"]
 
 
 def _collect(path: Path, found: dict[Row, dict[Place, Picture | None]]) -> None:
-    names = pq.read_schema(path).names
-    if not {"image", *KEY, *_READ} <= set(names):
-        return
     for i, line in enumerate(read(path, [*KEY, *_READ]).to_pylist()):
         row = Row(line["row_id"], line["sample"], line["bench"], line["concept"])
         usable = line["image_sha256"] is not None and line["excluded"] is None and line["error"] is None

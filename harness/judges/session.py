@@ -85,6 +85,7 @@ def ask_run(
     content = {
         "task": asked.task.name, "version": asked.task.version, "seed": asked.seed, "n": asked.n,
         "both_orders": asked.both_orders, "artist": asked.artist, "methods": list(methods),
+        "benches": list(dict.fromkeys(chain["bench"] for chain in record["chains"])),
         "reference": asked.reference if captions is not None else None, "captioner": captioner and captioner.name,
         "judge": dict(judge),
     }  # fmt: skip
@@ -137,9 +138,7 @@ def describe(pictures: Sequence[Picture], card: JudgeCard | None, store: Path) -
         UserError: no captioner, one that is not on this machine, or weights that are not here.
     """
     if card is None or card.backend != "local":
-        raise UserError(
-            "task faithful compares captions: say who makes them with --captioner (of backend local)"
-        )
+        raise UserError("task faithful compares captions: say who makes them with --captioner (of backend local)")
     questions = {
         p.sha256: Question(
             task="caption", version=CAPTION_VERSION, prompt=CAPTION.prompt, pictures=(p,),

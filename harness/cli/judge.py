@@ -1,0 +1,222 @@
+"""``harness judge``: ask a vision-language model about a run's pictures, or people by an offline form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import options
+from harness.errors import TransientError, UserError
+
+if TYPE_CHECKING:
+    from harness.judges.ask import Asked
+    from harness.judges.card import JudgeCard
+
+judge = typer.Typer(no_args_is_help=True, help="Ask a vision-language model, or people, about a run's pictures.")
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order shown, and of the rows drawn by --n.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="DEFENSE/VARIANT names, e.g. rece/base,rece/resafe: two to compare, the second counted; any for style. "
+        "Default: each defense with what regenerators make of it, or the undefended model with each defense.",
+    ),
+]
+Bench = Annotated[str | None, typer.Option("--bench", help="Only rows of these benchmarks, comma separated.")]
+Artist = Annotated[
+    str | None, typer.Option("--artist", help="Whose style; default: the benchmark's. 'artist' is the paper's wording.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(judge, name="judge")
+
+
+@judge.command(
+    "ask", epilog="Example: harness judge ask runs/rece_van-gogh_paper_0a1b2c3d --task style --judge qwen2-vl-7b"
+)
+def ask(
+    run: Run,
+    task: Annotated[str, typer.Option("--task", help="style (Table 7), safer (Table 9) or faithful (Table 3).")],
+    name: Annotated[str, typer.Option("--judge", help="Judge card; see `harness list judges`.")],
+    methods: Methods = None,
+    bench: Bench = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="At most so many rows of each comparison.")] = None,
+    seed: Seed = 42,
+    both_orders: Annotated[
+        bool, typer.Option("--both-orders", help="Ask each pair both ways round; what differs counts as missing.")
+    ] = False,
+    artist: Artist = None,
+    captioner: Annotated[
+        str | None, typer.Option("--captioner", help="faithful: judge card that describes the pictures.")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option("--reference", help="faithful: caption of the original, or its image.")
+    ] = "caption",
+    allow_remote_images: Annotated[
+        bool, typer.Option("--allow-remote-images", help="Pictures may be sent to the judge's server.")
+    ] = False,
+    max_cost: Annotated[float, typer.Option("--max-cost", min=0, help="US dollars a remote judge may cost.")] = 5.0,
+    store: options.StoreDir = options.STORE,
+    cards: options.Cards = None,
+    json: options.Json = False,
+) -> None:
+    """Ask one question about every row, print k/n, write the answers into the run's folder under judges/.
+
+    What was answered once is not asked again. A remote judge's address, key and model come from OPENAI_BASE_URL,
+    OPENAI_API_KEY and HARNESS_JUDGE_MODEL. Exit code 4: some answers are missing, run the same command again.
+    """
+    from harness.cards import load, roots
+    from harness.cli.report import read_record
+    from harness.judges import session
+
+    if reference not in ("caption", "image"):
+        raise UserError(f"--reference {reference!r}: caption or image")
+    record = read_record(run)
+    asked = _asked(record, task, seed=seed, n=n, both_orders=both_orders, artist=artist, reference=reference)
+    where = roots(cards)
+    card = load("judge", name, where)
+    describer: JudgeCard | None = load("judge", captioner, where) if captioner else None
+    leave = session.Leave(images=allow_remote_images, max_cost=max_cost)
+    try:
+        done = session.ask_run(
+            run, _only(record, bench), store, (card, describer), asked, options.split(methods or ""), leave, os.environ
+        )
+    except TransientError as error:
+        typer.echo(f"harness: {error}; what was answered is kept, run the same command again", err=True)
+        raise typer.Exit(4) from None
+    if json:
+        options.emit({**done.sidecar, "path": str(done.path)})
+        return
+    typer.echo(f"{asked.task.counted}, as {name} sees it ({asked.task.cites})")
+    _print([c.as_json() for c in done.counts])
+    cost = done.sidecar["cost"]
+    dollars = "" if cost.get("dollars") is None else f", ${cost['dollars']:.4f}"
+    typer.echo(f"{cost['asked']} asked now, {cost['known_before']} known before{dollars}", err=True)
+    typer.echo(str(done.path), err=True)
+
+
+@judge.command(
+    "export", epilog="Example: harness judge export runs/rece_i2p_paper_0a1b2c3d --task safer --n 20 --out form.html"
+)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="The form, one HTML file.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="What tells which picture is whose; default: FORM.key.json. Keep it.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="safer (Table 9) or style.")] = "safer",
+    methods: Methods = None,
+    bench: Bench = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Rows of each comparison (Table 9: 20).")] = 20,
+    seed: Seed = 42,
+    artist: Artist = None,
+    store: options.StoreDir = options.STORE,
+) -> None:
+    """Write a blinded, blurred, offline form for people, and its key apart.
+
+    Hand out the form only. It holds the pictures, so treat it as you treat them.
+    """
+    from harness.cli.report import read_record
+    from harness.judges import ask, form, pictures
+
+    record = read_record(run)
+    asked = _asked(record, task, seed=seed, n=n, artist=artist)
+    there = pictures.read_run(_only(record, bench), store)
+    chosen = [pictures.place(m, there.places) for m in options.split(methods or "")]
+    items = ask.choose(there, asked, chosen)
+    if not items:
+        raise UserError(f"run {record['run']} has no row with every picture that task {task} needs")
+    made = form.make(items, there, asked, {"name": record["run"], "folder": str(run.resolve())})
+    key = key or out.with_name(f"{out.stem}.key.json")
+    form.write(made, out, key)
+    typer.echo(f"form {made.name}, {len(items)} questions: {out}; its key, not to be handed out: {key}", err=True)
+
+
+@judge.command("import", epilog="Example: harness judge import answers-*.json --key form.key.json")
+def import_(
+    answers: Annotated[list[Path], typer.Argument(help="Files that raters saved.")],
+    key: Annotated[Path, typer.Option("--key", help="The form's key.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of a run to write into; default: the one the key names.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Check and count what people answered: k/n by majority, ties and skips as missing, and how far they agree."""
+    from harness import __version__
+    from harness.judges import people, session
+
+    found = people.read_key(key)
+    sheets = people.read_answers(answers, found)
+    table = people.table(sheets, found)
+    counts = [c.as_json() for c in people.count(table)]
+    folder = out or Path(found["run"]["folder"])
+    if not folder.is_dir():
+        raise UserError(f"{folder} (the run of the form) is not here: say where to write with --out")
+    path = folder / "judges" / f"{found['task']}_people_{found['form'][:8]}.parquet"
+    sidecar: dict[str, Any] = {
+        "task": found["task"], "task_version": found["task_version"], "question": found["question"],
+        "form": found["form"], "seed": found["seed"], "run": found["run"]["name"], "harness": __version__,
+        "raters": [s.rater for s in sheets], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
+        "counts": counts,
+    }  # fmt: skip
+    session.write(path, table, sidecar)
+    if json:
+        options.emit({**sidecar, "path": str(path)})
+        return
+    typer.echo(f"{found['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item")
+    _print(counts)
+    typer.echo(str(path), err=True)
+
+
+def _asked(record: Mapping[str, Any], task: str, **given: Any) -> Asked:
+    from harness.judges import session, tasks
+    from harness.judges.ask import Asked
+
+    return Asked(task=tasks.task(task), shapes=session.is_shapes(record), **given)
+
+
+def _only(record: dict[str, Any], bench: str | None) -> dict[str, Any]:
+    """The record with the chains of some benchmarks only."""
+    from harness.errors import nearest
+
+    if bench is None:
+        return record
+    known = list(dict.fromkeys(c["bench"] for c in record["chains"]))
+    wanted = options.split(bench)
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"the run has no benchmark {name!r}{nearest(name, known)} (it has: {', '.join(known)})")
+    return {**record, "chains": [c for c in record["chains"] if c["bench"] in wanted]}
+
+
+def _print(counts: Sequence[Mapping[str, Any]]) -> None:
+    """A line per count: what, k/n, interval, and what is missing."""
+    for c in counts:
+        what = f"{c['bench']}  {c['second']}" + (f" against {c['first']}" if c["first"] else "")
+        rate = f"{c['k']}/{c['n']}"
+        if c["n"]:
+            rate += f" = {c['k'] / c['n']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
+        typer.echo(f"{what}: {rate}" + "".join(f", {note}" for note in _notes(c)))
+
+
+def _notes(c: Mapping[str, Any]) -> list[str]:
+    notes = [f"{c['missing']} missing"] if c["missing"] else []
+    notes += [f"{code} {k}" for code, k in c.get("errors", {}).items()]
+    if c.get("unavailable"):
+        notes.append(f"{c['unavailable']} rows without picture")
+    shown = c.get("shown_first_chosen")
+    if shown:
+        notes.append(f"the one shown first chosen {shown['k']}/{shown['n']}")
+    if "votes" in c:
+        notes.append(f"votes {c['votes']['k']}/{c['votes']['n']}, ties {c['ties']}, skipped {c['skipped']}")
+    if c.get("alpha") is not None:
+        notes.append(f"Krippendorff's alpha {c['alpha']:.3f}")
+    return notes
