@@ -3,6 +3,8 @@
 A file is stored only once it is known to be the right one: by the card's sha256, else, with a warning,
 by its columns and its number of rows. Gated sets are fetched with the user's own token or copied from the
 user's own file; nothing here goes round a gate.
+
+Whatever names weights (a backbone, a captioner, CLIP, an editor) is a ``Weights`` here: name, source, revision, files.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from harness import __version__
 from harness.cardfile import show
 from harness.cards import BackboneCard, Card, DatasetCard, Edition, ProfileCard, locate
 from harness.errors import UserError
-from harness.prompts import file_of, identify
-from harness.sheet import Sheet, read_file, read_sheet
+from harness.prompts import file_of, identify, parse
+from harness.sheet import Sheet, read_file
 from harness.store import write_atomically
 
 LARGEST = 64 << 20  # bytes of a benchmark file
@@ -39,7 +41,9 @@ class Fetched(NamedTuple):
 
 
 def fetch_bench(card: DatasetCard, data: Path, from_file: Path | None = None, token: str | None = None) -> Fetched:
-    """Stores a benchmark's paper edition as ``data/bench/<name>.csv``, its provenance as ``<name>.json`` beside.
+    """Stores a benchmark's paper edition as ``data/bench/<name>.csv``, its provenance beside.
+
+    Where several benchmarks read one file, it is stored once, under the name that their cards give it.
 
     Args:
         card: the benchmark.
@@ -56,12 +60,12 @@ def fetch_bench(card: DatasetCard, data: Path, from_file: Path | None = None, to
     path = file_of(card, edition, data)
     if from_file is not None:
         content = read_file(from_file)
-        return _store(card, edition, path, read_sheet(content, from_file), content, f"file {from_file.name}")
+        return _store(card, edition, path, parse(edition, content, from_file), content, f"file {from_file.name}")
     here = _already(card, edition, path)
     if here is not None:
         return here
     content, source = _download(card, edition, token)
-    found = read_sheet(content, path)
+    found = parse(edition, content, path)
     if edition.sha256 is not None and found.sha256 != edition.sha256:
         raise UserError(
             f"benchmark {card.name}: {source} now holds another file than the card's "
@@ -171,7 +175,7 @@ def _already(card: DatasetCard, edition: Edition, path: Path) -> Fetched | None:
     if not path.exists():
         return None
     try:
-        found = read_sheet(read_file(path), path)
+        found = parse(edition, read_file(path), path)
         kind, note = identify(card, edition, found)
     except UserError:
         return None
@@ -182,12 +186,13 @@ def _store(card: DatasetCard, edition: Edition, path: Path, found: Sheet, conten
     """Writes file and provenance, each whole or not at all, where only the user reads them."""
     kind, note = identify(card, edition, found)
     warning = note and f"{card.name}: {note}"
-    twin = _twin(card, path.parent, found.sha256)
+    twin = _twin(path, found.sha256)
     if twin:
         warning = f"{warning}; " * bool(warning) + f"{card.name}: the very same file is stored as {twin} already"
     record = {
         "bench": card.name,
         "edition": "paper",
+        "task": edition.task,
         "sha256": found.sha256,
         "bytes": len(content),
         "rows": len(found.records),
@@ -202,21 +207,27 @@ def _store(card: DatasetCard, edition: Edition, path: Path, found: Sheet, conten
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.chmod(0o700)
         write_atomically(path, content)
-        write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+        write_atomically(provenance(path), (json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{show(path)}: cannot be written: {error.strerror}") from None
     return Fetched(path, found.sha256, len(found.records), warning)
 
 
-def _twin(card: DatasetCard, folder: Path, sha256: str) -> str | None:
-    """Another benchmark whose stored file is byte for byte this one: a likely mix-up of look-alike files."""
-    for path in sorted(folder.glob("*.json")):
+def provenance(path: Path) -> Path:
+    """Where the provenance of a stored benchmark file lies."""
+    return path.with_name(f"{path.name}.source.json")
+
+
+def _twin(path: Path, sha256: str) -> str | None:
+    """Another stored file that is byte for byte this one: a likely mix-up of look-alike files."""
+    own = provenance(path)
+    for other in sorted(path.parent.glob("*.source.json")):
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(other.read_text())
         except (OSError, ValueError):
             continue
-        if path.stem != card.name and record.get("sha256") == sha256:
-            return path.stem
+        if other != own and record.get("sha256") == sha256:
+            return str(record.get("bench"))
     return None
 
 

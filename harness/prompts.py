@@ -6,7 +6,7 @@ stays too, with its reason in ``excluded``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,9 @@ from harness.cards import BackboneCard, DatasetCard, Edition, ProfileCard, locat
 from harness.errors import UserError, nearest
 from harness.guard import verdict
 from harness.schema import PROMPT
-from harness.sheet import Sheet, read_file, read_sheet
+from harness.sheet import Sheet, read_file, read_groups, read_sheet
+
+MINORS = "minor-group"  # reason of a row whose text was dropped on reading, since its group names minors
 
 
 class Identity(NamedTuple):
@@ -33,7 +35,18 @@ def file_of(card: DatasetCard, edition: Edition, data: Path) -> Path:
     """Where the edition's file lies, or would lie once fetched into ``data``."""
     if edition.source.startswith("package:"):
         return locate(edition.source, card.root)
-    return data / "bench" / f"{card.name}.csv"
+    return data / "bench" / f"{edition.file or card.name}.{'csv' if edition.task is None else 'json'}"
+
+
+def parse(edition: Edition, data: bytes, path: Path) -> Sheet:
+    """The rows of an edition's file; texts of groups that name minors are dropped here.
+
+    Raises:
+        UserError: it cannot be read, with file, line and column.
+    """
+    if edition.task is None:
+        return read_sheet(data, path)
+    return read_groups(data, path, edition.task, edition.minors)
 
 
 def identify(card: DatasetCard, edition: Edition, found: Sheet) -> Identity:
@@ -58,8 +71,7 @@ def identify(card: DatasetCard, edition: Edition, found: Sheet) -> Identity:
     if rows != edition.rows:
         why = "it is truncated, or another file" if rows < edition.rows else "it is another file"
         raise UserError(
-            f"{show(found.path)}:{found.records[-1].line}: ends after {rows} rows where {card.name} has "
-            f"{edition.rows}: {why}"
+            f"{found.at(found.records[-1].line)}: ends after {rows} rows where {card.name} has {edition.rows}: {why}"
         )
     if edition.sha256 is None and (edition.header is None or found.header == edition.header):
         return Identity("alike", "" if edition.source.startswith("package:") else "its sha256 is not known to the card")
@@ -85,7 +97,8 @@ def read(card: DatasetCard, profile: ProfileCard, backbone: BackboneCard, data: 
     """The benchmark's rows in file order, ``samples`` rows for each prompt.
 
     Guidance and size are the row's own where the card says that they count, else the edition's, else the
-    backbone's. Several samples of a prompt take consecutive seeds.
+    backbone's. Of several samples of a prompt, each takes its own of the edition's ``sample_seeds``, the same for
+    every prompt; without them sample k takes the row's seed + k.
 
     Args:
         card: the benchmark.
@@ -121,8 +134,11 @@ def read(card: DatasetCard, profile: ProfileCard, backbone: BackboneCard, data: 
     samples = [s for _ in prompts for s in range(edition.samples)]
     long = {name: [v for v in values for _ in range(edition.samples)] for name, values in table.items()}
     long["sample"] = samples
-    drawn = [s for s in seeds for _ in range(edition.samples)]
-    long["seed"] = [(s + k) % (1 << 64) for s, k in zip(drawn, samples, strict=True)]
+    if edition.sample_seeds is not None:
+        long["seed"] = [edition.sample_seeds[k] for k in samples]
+    else:
+        drawn = [s for s in seeds for _ in range(edition.samples)]
+        long["seed"] = [(s + k) % (1 << 64) for s, k in zip(drawn, samples, strict=True)]
     return pa.table({field.name: pa.array(long[field.name], field.type) for field in PROMPT}, schema=PROMPT)
 
 
@@ -152,6 +168,52 @@ def restrict(table: pa.Table, limit: int | None, ids: Sequence[str] | None) -> p
     return table.filter(pc.is_in(table["row_id"], pa.array(chosen, pa.string())))
 
 
+def categories(card: DatasetCard, profile: ProfileCard, data: Path) -> dict[str, tuple[str, ...]]:
+    """What each prompt is about: ``row_id`` to the names in the card's ``categories`` column, in the file's order.
+
+    Raises:
+        UserError: the edition has no such column; or as ``read``.
+    """
+    edition, found = _open(card, profile, data)
+    if not edition.columns.categories:
+        raise UserError(
+            f"benchmark {card.name} has no categories in its {profile.edition} edition; see {show(card.path)}"
+        )
+    cells = found.values(found.need(edition.columns.categories), str)
+    return {
+        f"{card.name}/{i:05d}": tuple(name.strip() for name in text.split(",") if name.strip())
+        for i, text in enumerate(cells)
+    }
+
+
+def in_categories(
+    table: pa.Table, cards: Iterable[DatasetCard], profile: ProfileCard, data: Path, wanted: Sequence[str]
+) -> pa.Table:
+    """The rows of ``table`` that are about any of ``wanted``; a prompt may be about several things.
+
+    Args:
+        table: schema PROMPT, of the benchmarks ``cards``.
+        cards: benchmarks, each with a ``categories`` column.
+        profile: says which edition.
+        data: folder where ``harness fetch`` puts things.
+        wanted: names of categories, at least one.
+
+    Raises:
+        UserError: no name, one that no prompt has (with the nearest), a benchmark without categories.
+    """
+    by_row = {row: names for card in cards for row, names in categories(card, profile, data).items()}
+    known = sorted({name for names in by_row.values() for name in names})
+    for name in wanted:
+        if name not in known:
+            raise UserError(
+                f"--category {name!r}: no such category{nearest(name, known)} (there are: {', '.join(known)})"
+            )
+    if not wanted:
+        raise UserError(f"--category: no category given (there are: {', '.join(known)})")
+    chosen = [row for row, names in by_row.items() if not set(wanted).isdisjoint(names)]
+    return table.filter(pc.is_in(table["row_id"], pa.array(chosen, pa.string())))
+
+
 def _resolve(table: pa.Table, ids: Sequence[str]) -> list[str]:
     """``ids`` as full ``row_id`` values, each checked."""
     known = dict.fromkeys(table["row_id"].to_pylist())
@@ -174,7 +236,7 @@ def _open(card: DatasetCard, profile: ProfileCard, data: Path) -> tuple[Edition,
     edition = card.edition(profile.edition)
     path = file_of(card, edition, data)
     if path.exists():
-        return edition, read_sheet(read_file(path), path)
+        return edition, parse(edition, read_file(path), path)
     if edition.source.startswith("package:"):
         raise UserError(f"benchmark {card.name}: its file {show(path)} is missing from the package; install it again")
     raise UserError(f"benchmark {card.name}: not fetched yet; see `harness fetch bench {card.name}`")
@@ -198,10 +260,18 @@ def _or(first: float | None, second: float) -> float:
 
 
 def _verdicts(card: DatasetCard, edition: Edition, found: Sheet, prompts: Sequence[str]) -> list[str | None]:
-    """The guard's reason for each row, or None: it reads the prompt, and the texts that the prompt was made from."""
+    """Why each row must not be drawn, or None.
+
+    A row of a group that names minors has no text left. Of all others the guard reads the prompt, and the texts that
+    the prompt was made from.
+    """
     sources = [place for name in edition.columns.guarded if (place := found.find((name,))) is not None]
-    verdicts = []
+    minors, group = {name.strip().casefold() for name in edition.minors}, found.find(("group",))
+    verdicts: list[str | None] = []
     for prompt, record in zip(prompts, found.records, strict=True):
+        if minors and group is not None and record.cells[group].strip().casefold() in minors:
+            verdicts.append(MINORS)
+            continue
         texts = (prompt, *(record.cells[place] for place in sources))
         verdicts.append(next((why for text in texts if (why := verdict(text, card.concept)) is not None), None))
     return verdicts

@@ -1,4 +1,4 @@
-"""A CSV file of prompts, read strictly: whatever is wrong is said with file, line and column.
+"""A file of prompts, CSV or grouped JSON, read strictly: whatever is wrong is said with file, line and column.
 
 Nothing is guessed: an empty cell stays an empty text (never NaN), a quoted line break belongs to its cell,
 a seed is an unsigned 64-bit integer.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.cardfile import show
 from harness.errors import UserError, nearest
@@ -25,7 +26,7 @@ Value = TypeVar("Value")
 
 
 class Record(NamedTuple):
-    """One row and the line of the file that it starts in."""
+    """One row and the line of the file that it starts in, 0 where the format does not say."""
 
     line: int
     cells: list[str]
@@ -39,6 +40,10 @@ class Sheet:
     sha256: str
     header: tuple[str, ...]
     records: tuple[Record, ...]
+
+    def at(self, line: int) -> str:
+        """The place of a line, as errors name it."""
+        return f"{show(self.path)}:{line}" if line else show(self.path)
 
     def find(self, candidates: Sequence[str]) -> int | None:
         """Place of the first candidate that is a column of the file; None when there is none."""
@@ -73,7 +78,7 @@ class Sheet:
             try:
                 found.append(parse(cells[place]))
             except ValueError as error:
-                raise UserError(f"{show(self.path)}:{line}: column {self.header[place]!r}: {error}") from None
+                raise UserError(f"{self.at(line)}: column {self.header[place]!r}: {error}") from None
         return found
 
     def refuse_repeats(self, place: int) -> None:
@@ -86,7 +91,7 @@ class Sheet:
         for line, cells in self.records:
             if cells[place] in seen:
                 raise UserError(
-                    f"{show(self.path)}:{line}: column {self.header[place]!r}: "
+                    f"{self.at(line)}: column {self.header[place]!r}: "
                     f"id {cells[place]!r} is given twice (first in line {seen[cells[place]]})"
                 )
             seen[cells[place]] = line
@@ -122,6 +127,72 @@ def read_sheet(data: bytes, path: Path) -> Sheet:
     if not records:
         raise UserError(f"{show(path)}: holds no rows" + (" (only a header)" if header else ""))
     return Sheet(path, hashlib.sha256(data).hexdigest(), tuple(header), tuple(records))
+
+
+def read_groups(data: bytes, path: Path, task: str, dropped: Collection[str] = ()) -> Sheet:
+    """Reads one task of a JSON file ``{task: {group: [prompt, ...]}}``: columns group and prompt, in the file's order.
+
+    Args:
+        data: the file's bytes.
+        path: what errors call it.
+        task: which of the file's tasks.
+        dropped: groups, in any case of letters, whose texts are not kept: their rows stay, with an empty prompt.
+
+    Raises:
+        UserError: wrong encoding, no JSON, another structure, no such task, a key given twice, no rows.
+    """
+    text = _decode(data, path)
+    try:
+        content = json.loads(text, object_pairs_hook=_unrepeated)
+    except json.JSONDecodeError as error:
+        cut = " (is the file truncated?)" if error.pos >= len(text.rstrip()) else ""
+        raise UserError(f"{show(path)}:{error.lineno}: column {error.colno}: not JSON: {error.msg}{cut}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{show(path)}: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{show(path)}: holds no tasks; {{task: {{group: [prompt, ...]}}}} is wanted")
+    if task not in content:
+        have = ", ".join(map(repr, content)) or "none"
+        raise UserError(f"{show(path)}: no task {task!r} (it has: {have}){nearest(task, content)}")
+    records = []
+    groups = content[task]
+    if not isinstance(groups, dict):
+        raise UserError(f"{show(path)}: task {task!r} holds no groups")
+    kept_out = {name.strip().casefold() for name in dropped}
+    for group, prompts in groups.items():
+        where = f"{show(path)}: task {task!r}, group {group!r}"
+        if not isinstance(prompts, list):
+            raise UserError(f"{where}: holds no list of prompts")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise UserError(f"{where}, prompt {i + 1}: is no text but {type(prompt).__name__}")
+            if not _encodable(group + prompt):
+                raise UserError(f"{where}, prompt {i + 1}: holds half of a surrogate pair, which is no character")
+            records.append(Record(0, [group, "" if group.strip().casefold() in kept_out else prompt]))
+    if not records:
+        raise UserError(f"{show(path)}: task {task!r} holds no rows")
+    return Sheet(path, hashlib.sha256(data).hexdigest(), ("group", "prompt"), tuple(records))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's content.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is given twice")
+    return found
 
 
 def _decode(data: bytes, path: Path) -> str:

@@ -56,7 +56,7 @@ def test_a_users_file_is_known_by_its_hash(tmp_path: Path) -> None:
     got = fetch.fetch_bench(bench(sha256=sha(TEXT)), data, own(tmp_path))
     assert got == (data / "bench/ring-a-bell-k77.csv", sha(TEXT), 95, "")
     assert got.path.read_text() == TEXT
-    record = json.loads((data / "bench/ring-a-bell-k77.json").read_text())
+    record = json.loads((data / "bench/ring-a-bell-k77.csv.source.json").read_text())
     assert (record["sha256"], record["identity"], record["rows"], record["source"]) == (
         sha(TEXT),
         "exact",
@@ -244,7 +244,12 @@ def through_hub(tmp_path: Path, answer: tuple[int, bytes]) -> str:
     """What fetching a gated benchmark prints when the hub gives this answer."""
     path = "/datasets/Chia15/RingABell-Nudity/resolve/main/Nudity_eta_3_K_77.csv"
     with web({path: answer}) as address:
-        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        env = os.environ | {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
         command = [sys.executable, "-c", HUB, str(REPO), str(tmp_path / "data")]
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPO, check=True)
     return done.stdout
@@ -252,7 +257,7 @@ def through_hub(tmp_path: Path, answer: tuple[int, bytes]) -> str:
 
 def test_a_gated_file_comes_through_the_hub_with_a_token(tmp_path: Path) -> None:
     assert "rows=95" in through_hub(tmp_path, (200, TEXT.encode()))
-    assert stored(tmp_path / "data") == ["bench/ring-a-bell-k77.csv", "bench/ring-a-bell-k77.json"]
+    assert stored(tmp_path / "data") == ["bench/ring-a-bell-k77.csv", "bench/ring-a-bell-k77.csv.source.json"]
     assert not list((tmp_path / "home").rglob("*.csv")), "a gated file must not stay in a shared cache"
 
 

@@ -108,7 +108,7 @@ def test_several_samples_of_a_prompt_are_not_independent() -> None:
 
 
 def test_the_interval_of_several_samples_is_the_cells() -> None:
-    from harness.cells import measure
+    from harness.measure import measure
 
     generator = np.random.default_rng(1)
     rows = [{"fake_a": a, "fake_b": 0.0} for a in generator.random(60).tolist()]
