@@ -66,15 +66,7 @@ def test_i2ps_odd_rows_are_read_as_they_stand(tmp_path: Path) -> None:
     rows[6]["prompt"] = rows[5]["prompt"]
     card = stored(tmp_path, "i2p", rows, header_of("i2p"), ends="\r\n")
     found = prompts.read(card, PAPER, SD, tmp_path).to_pylist()
-    assert [r["prompt"] for r in found] == [
-        "",
-        "null",
-        "two\nlines, one prompt",
-        "text 3",
-        "text 4",
-        "text 5",
-        "text 5",
-    ]
+    assert [r["prompt"] for r in found] == ["", "null", "two\nlines", "text 3", "text 4", "text 5", "text 5"]
     assert [r["seed"] for r in found] == [0, 1, 2, 4294967294, 4, 5, 6]
     assert [r["guidance"] for r in found] == [7.5] * 4 + [255.0] + [7.5] * 2
     assert [(r["width"], r["height"]) for r in found] == [(512, 512)] * 5 + [(128, 320), (512, 512)]
