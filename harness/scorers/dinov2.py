@@ -1,0 +1,91 @@
+"""Cosine of the DINOv2 features of a picture and its reference (ReSafe, Table 3: "Image Similarity (DINOv2)").
+
+The feature is the class token after the last layer norm (Oquab et al. 2023). The paper names no size; ViT-B/14 is the
+default, the usual one for this measure. Pictures are made ready as the weights' own preprocessor says (256 pixels,
+then the middle 224).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from harness.errors import UserError, nearest
+from harness.scorers import Image, options
+from harness.scorers._clip import Array, Cosine
+from harness.scorers._sources import micro_batch, model
+
+COLUMNS: dict[str, pa.DataType] = {"dinov2_cosine": pa.float32()}
+PAIR = True
+LIBRARIES = ("torch", "transformers", "pillow", "numpy")
+MODULES = ("harness.scorers._clip", "harness.scorers._sources")
+MICRO_BATCH = 16
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULTS: dict[str, Any] = {
+    "source": "facebook/dinov2-base",
+    "revision": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+    "dtype": "float32",
+    "micro_batch": MICRO_BATCH,
+    "device": "cpu",
+}
+
+
+def weights(params: Mapping[str, Any]) -> list[Path]:
+    """The model's files where it lies in a folder.
+
+    Raises:
+        UserError: an unknown parameter, no such folder, a hub id without a revision.
+    """
+    return model("dinov2", params, DEFAULTS).files
+
+
+def load(params: Mapping[str, Any]) -> Cosine:
+    """The model in memory.
+
+    Raises:
+        UserError: an unknown parameter or dtype, weights that are not on this machine or another model's.
+    """
+    chosen = options("dinov2", params, DEFAULTS)
+    found = model("dinov2", params, DEFAULTS)
+    size = micro_batch("dinov2", chosen["micro_batch"])
+    dtype = chosen["dtype"]
+    if dtype not in DTYPES:
+        raise UserError(f"scorer 'dinov2': unknown dtype {dtype!r}{nearest(str(dtype), DTYPES)} ({', '.join(DTYPES)})")
+    return Cosine("dinov2", _features(found.source, found.revision, dtype, chosen["device"]), size)
+
+
+def _features(source: str, revision: str | None, dtype: str, device: str) -> Callable[[list[Image]], Array]:
+    """The class token of pictures, (n, d), as a function of them."""
+    import PIL.Image
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, Dinov2Model
+
+    where: dict[str, Any] = {"revision": revision, "local_files_only": True}
+    try:
+        kind = AutoConfig.from_pretrained(source, **where).model_type
+        # PIL's resampling with or without torchvision, so that features do not depend on what is installed.
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **where)
+        network = None
+        if kind == "dinov2":
+            network = Dinov2Model.from_pretrained(source, dtype=getattr(torch, dtype), **where)
+    except OSError as error:
+        raise UserError(
+            f"scorer 'dinov2': the weights of {source!r} are not on this machine ({str(error).splitlines()[0]}); "
+            f"fetch them on one that may, with `hf download {source}`, or give a folder that holds them as source"
+        ) from error
+    if network is None:
+        raise UserError(f"scorer 'dinov2': {source!r} is a model of type {kind!r}")
+    network = network.to(device).eval().requires_grad_(False)
+
+    def features(batch: list[Image]) -> Array:
+        pictures = [PIL.Image.fromarray(image) for image in batch]
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(device, network.dtype)
+        with torch.inference_mode():
+            tokens: Array = network(pixel_values=pixels).last_hidden_state[:, 0].double().cpu().numpy()
+        return np.ascontiguousarray(tokens)
+
+    return features
