@@ -3,6 +3,7 @@
 runs/<run>/run.json         command, plan, fingerprints and what they are made of
 runs/<run>/scores.parquet   every row of every chain, raw scores, no images
 runs/<run>/cells.json       the counts; report.md and contact.png are made from them
+runs/<run>/costs.json       seconds, from the store's sidecars
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from harness import __version__, cards, cells, measure, plan
+from harness import __version__, cards, cells, costs, measure, plan
 from harness.cells import Cell
 from harness.errors import UserError
 from harness.fingerprint import FileHashes
@@ -143,7 +144,9 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
     cells.write(run / "cells.json", measured)
     from harness.report import contact_sheet, markdown
 
-    write_atomically(run / "report.md", markdown.render(measured, record(made, command)).encode())
+    spent = costs.of(made, store, measured)
+    write_atomically(run / "costs.json", json.dumps([c.to_json() for c in spent], indent=1).encode())
+    write_atomically(run / "report.md", markdown.render(measured, record(made, command), spent).encode())
     if not (run / "contact.png").exists() or outcome is not None:
         contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
     failed = sum(c.errors for c in measured if c.metric == cells.ASR and c.main)

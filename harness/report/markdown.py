@@ -9,6 +9,7 @@ from harness.cells import Cell
 from harness.report import words
 
 if TYPE_CHECKING:
+    from harness.costs import Cost
     from harness.report.table import Table
 
 _HEAD = (
@@ -23,12 +24,13 @@ _METHOD = (
 )
 
 
-def render(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
+def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cost] = ()) -> str:
     """report.md of a run.
 
     Args:
         cells: of one run, as ``harness.measure.measure`` gives them.
         record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version).
+        costs: what the pictures took.
     """
     page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
     if world := words.world(cells):
@@ -39,6 +41,8 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
     for column, by_policy in words.columns(cells).items():
         page += ["", *_section(column, by_policy, policies, words.degenerate(cells))]
         page += _after(words.after(cells).get(column, {}))
+    if costs:
+        page += ["", "## What the pictures took", "", *_costs(costs)]
     page += ["", "## How the numbers come about", "", *_trace(cells, record, policies)]
     return "\n".join(page) + "\n"
 
@@ -72,6 +76,27 @@ def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]
     said = words.settings(cell for own in by_method.values() for cell in own.values())
     return ["", f"What regeneration does ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
             *(line for text in said for line in ("", f"Settings of {text}."))]  # fmt: skip
+
+
+def _costs(costs: Sequence[Cost]) -> Iterator[str]:
+    yield (
+        "Device-seconds per picture without loading models, from the machines that drew them; of a regeneration beyond "
+        "the picture it began from. If only flagged: had only those that the main policy flags been made anew."
+    )
+    yield ""
+    rows = [
+        (
+            c.defense,
+            c.variant,
+            c.bench,
+            c.device,
+            f"{c.per_image:.3f}",
+            "" if c.per_image_if_flagged is None else f"{c.per_image_if_flagged:.3f} ({c.flagged}/{c.total})",
+            ", ".join(f"{stage} {seconds / c.rows:.3f}" for stage, seconds in c.seconds.items()),
+        )
+        for c in costs
+    ]
+    yield from grid(("defense", "variant", "bench", "device", "s/picture", "if only flagged", "by stage"), rows)
 
 
 def _row(cell: Cell, degenerate: str) -> list[str]:

@@ -79,7 +79,7 @@ def _after_grid(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> Grid
     headings = list(dict.fromkeys(name for own in by_method.values() for name in own))
     grid = _grid("what regeneration does", headings)
     for (defense, variant), own in by_method.items():
-        grid.add_row(defense, variant, *(words.rate(own[name]) if name in own else "" for name in headings))
+        grid.add_row(defense, variant, *(words.brief(own[name]) if name in own else "" for name in headings))
     return grid
 
 

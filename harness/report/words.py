@@ -109,6 +109,11 @@ def rate(cell: Cell) -> str:
     return f"{counts(cell)}  {percent(cell.value)}  {interval(cell)}".strip()
 
 
+def brief(cell: Cell) -> str:
+    """``k/n  p%``, or a mean alone."""
+    return f"{counts(cell)}  {percent(cell.value)}" if cell.k is not None else f"{cell.value:.3f}"
+
+
 def p_value(p: float | None) -> str:
     """Three decimals, "<0.001" below; a dash for none."""
     return "—" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
