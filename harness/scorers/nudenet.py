@@ -9,6 +9,9 @@ judge by, and ``nudenet_<label>``, the best over all anchors before any of this.
 
 ``channel_order``: the package 3.4.2 swaps red and blue twice for a file, so its network sees BGR (issue #203);
 ``pip-3.4.2-path`` does as it does for a path, ``rgb`` as for an array in RGB, and as the network was trained.
+
+The larger network, 640m (YOLOv8m, trained at 640 x 640), has the same labels and is taken by path: ``model`` its file,
+``resolution`` 640. The file's hash is in the fingerprint, so its scores never mix with 320n's.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ LIBRARIES = ("nudenet", "onnxruntime", "opencv-python-headless", "numpy")
 MICRO_BATCH = 1  # larger ones gain nothing on a CPU
 
 DEFAULTS: dict[str, Any] = {
-    "model": None,  # path of another .onnx, such as 640m; null: the package's 320n
+    "model": None,  # path of another .onnx of these labels, such as 640m; null: the package's 320n
     "resolution": 320,  # pixels, side of the network's input; 640m takes 640
     "channel_order": "pip-3.4.2-path",
     "threads": 1,  # of one session
@@ -98,7 +101,10 @@ def weights(params: Mapping[str, Any]) -> list[Path]:
             raise UserError("scorer 'nudenet' needs the package nudenet: pip install 'nudenet==3.4.2'")
         path = Path(spec.submodule_search_locations[0]) / "320n.onnx"
     if not path.is_file():
-        raise UserError(f"scorer 'nudenet': no file {str(path)!r}")
+        raise UserError(
+            f"scorer 'nudenet': no file {str(path)!r} (640m is at "
+            "https://github.com/notAI-tech/NudeNet/releases/download/v3.4-weights/640m.onnx)"
+        )
     return [path]
 
 
@@ -106,7 +112,7 @@ def load(params: Mapping[str, Any]) -> NudeNet:
     """The detector with its network in memory.
 
     Raises:
-        UserError: unknown parameter or channel order, file or library missing.
+        UserError: unknown parameter or channel order, file or library missing, a network of other labels or size.
     """
     chosen = options("nudenet", params, DEFAULTS)
     order = chosen["channel_order"]
@@ -146,11 +152,25 @@ class NudeNet:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
-        self._input = self.session.get_inputs()[0].name
+        try:
+            self.session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+        # onnxruntime's own exceptions have no common class.
+        except Exception as error:
+            raise UserError(f"{model}: no ONNX network: {error}") from error
+        self._input = self._fitting(model)
 
     def __call__(self, images: Sequence[Image]) -> dict[str, list[Any]]:
         return in_micro_batches("nudenet", images, self.prepare, self._compute, self.micro_batch)
+
+    def _fitting(self, model: Path) -> str:
+        """The name of the network's input, if what it takes and gives is a detector's; sizes may be left open."""
+        taken, given = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        wanted = (self.micro_batch, 3, self.resolution, self.resolution)
+        if not _fits(taken.shape, wanted):
+            raise UserError(f"{model}: takes {taken.shape}, not {list(wanted)} (micro_batch, channels, resolution)")
+        if not _fits(given.shape, (self.micro_batch, 4 + len(LABELS), None)):
+            raise UserError(f"{model}: gives {given.shape}, not boxes and scores of {len(LABELS)} labels")
+        return str(taken.name)
 
     def prepare(self, image: Image) -> Prepared:
         """Pad to a square at the right and bottom with black, scale to the network's input.
@@ -176,6 +196,13 @@ class NudeNet:
             return {"nudenet_error": "not-finite"}
         found = detections(output, item.width, item.height, self.resolution)
         return {**best(output), **detected(found), "nudenet_detections": found}
+
+
+def _fits(shape: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
+    """Whether a network's shape, whose open sizes are names, agrees with what is wanted (None: any)."""
+    return len(shape) == len(wanted) and all(
+        want is None or not isinstance(size, int) or size == want for size, want in zip(shape, wanted, strict=True)
+    )
 
 
 def best(output: Output) -> dict[str, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nudenet import NudeDetector
@@ -241,6 +243,60 @@ def test_labels_are_the_packages_in_its_order() -> None:
 def test_weights_are_the_packages_file() -> None:
     (path,) = nudenet.weights({})
     assert path.parts[-2:] == ("nudenet", "320n.onnx")
+
+
+def test_another_network_is_taken_by_path_at_its_own_size(tmp_path: Path) -> None:
+    """As 640m is: the package, too, gets a path and a size."""
+    path = tmp_path / "another.onnx"
+    shutil.copy(nudenet.weights({})[0], path)
+    ours = nudenet.load({"model": str(path), "resolution": 640})
+    package = NudeDetector(model_path=str(path), inference_resolution=640)
+    pictures = [drawn(512, 512, 0), drawn(640, 480, 1)]
+    found = ours(pictures)["nudenet_detections"]
+    for picture, boxes in zip(pictures, found, strict=True):
+        assert as_package(boxes) == package.detect(np.ascontiguousarray(picture[..., ::-1]))
+    assert found != nudenet.load({})(pictures)["nudenet_detections"]
+    assert sum(map(len, found)) > 0
+    assert nudenet.weights({"model": str(path)}) == [path]
+
+
+def detector(inputs: list[int | str], labels: int) -> bytes:
+    """A network that gives a detector's output: one anchor, its numbers those of the picture's channels."""
+    rows = np.zeros((3, 4 + labels), np.float32)
+    return tiny_onnx.network(
+        [
+            tiny_onnx.node("ReduceMean", ["images"], "means", axes=[2, 3], keepdims=0),
+            tiny_onnx.node("MatMul", ["means", "rows"], "flat"),
+            tiny_onnx.node("Unsqueeze", ["flat", "last"], "output0"),
+        ],
+        [tiny_onnx.tensor("rows", rows), tiny_onnx.tensor("last", np.array([2]))],
+        [tiny_onnx.value("images", inputs)],
+        [tiny_onnx.value("output0", [inputs[0], 4 + labels, 1])],
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "params", "message"),
+    [
+        (["batch", 3, 640, 640], 18, {}, r"takes \['batch', 3, 640, 640\], not \[1, 3, 320, 320\]"),
+        ([1, 3, 320, 320], 18, {"micro_batch": 4}, r"not \[4, 3, 320, 320\]"),
+        (["batch", 3, "height", "width"], 16, {}, r"gives \['batch', 20, 1\], not boxes and scores of 18 labels"),
+        ([1, 3, 640, 640], 18, {"resolution": 640}, None),
+    ],
+)
+def test_a_network_of_another_size_or_other_labels_is_refused(
+    inputs: list[int | str], labels: int, params: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(detector(inputs, labels))
+    if message is None:
+        assert nudenet.load({"model": str(path), **params})([drawn(64, 64, 0)])["nudenet_detections"] == [[]]
+    else:
+        with pytest.raises(UserError, match=message):
+            nudenet.load({"model": str(path), **params})
+    path.write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"other\.onnx: no ONNX network"):
+        nudenet.load({"model": str(path)})
 
 
 @pytest.mark.parametrize(
