@@ -75,7 +75,7 @@ def clean(answer: str) -> str:
 def parse(answer: str) -> Components:
     """The components in a model's answer, whatever it put around or in place of the list asked for.
 
-    Tried in turn: the first bracketed span as Python's literal, as JSON, with plain quotes, by its commas; without
+    Tried in turn: each bracketed span as JSON, as Python's literal, both with plain quotes, by its commas; without
     brackets the lines or commas of the text. Never raises, and evaluates nothing.
     """
     notes: list[str] = []
@@ -135,10 +135,10 @@ def _literal(span: str) -> list[Any] | None:
         return None
     plain = span.translate({ord(c): '"' for c in "“”„«»"} | {ord(c): "'" for c in "‘’‚`"})
     for candidate in dict.fromkeys((span, plain)):
-        for evaluate in (ast.literal_eval, json.loads):
+        for evaluate in (json.loads, ast.literal_eval):
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", SyntaxWarning)  # of unknown escapes such as \d
+                    warnings.simplefilter("ignore")  # of unknown escapes such as \d
                     value = evaluate(candidate)
             except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 continue
@@ -167,7 +167,7 @@ def _strings(value: Any, notes: list[str]) -> Iterator[str]:
     """The texts in a value, depth first; what is no text is left out and noted."""
     for item in value:
         if isinstance(item, str):
-            text = " ".join(item.split())
+            text = " ".join(item.encode("utf-8", "replace").decode().split())  # escapes can spell half a character
             if text:
                 yield text
         elif isinstance(item, list | tuple | set | frozenset | dict):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness import vlm
 from harness.errors import UserError
+from harness.resafe.turns import turns as resafe_turns
 from harness.shapes import measure, turns, world
 from harness.shapes.training import captioner as training
 
@@ -65,6 +67,28 @@ def test_an_answer_does_not_depend_on_batch_mates_or_their_number(captioner: vlm
     assert together == [captioner.converse([p], asked)[0] for p in pictures]
     alone = vlm.Captioner(captioner.model, captioner.processor, micro_batch=1)
     assert together == alone.converse(pictures, asked)
+
+
+def test_later_turns_quote_the_cleaned_answer_and_the_history_keeps_the_answer(captioner: vlm.Captioner) -> None:
+    class Noting(vlm.Captioner):
+        def _answer(self, images: list[Any], histories: list[list[dict[str, Any]]], turn: vlm.Turn) -> list[str]:
+            self.asked = [[part["content"][-1]["text"] for part in history] for history in histories]
+            return super()._answer(images, histories, turn)
+
+    first = vlm.Turn("what", "Describe this image in a caption.", 32, lambda answer: f"<{len(answer)}>")
+    noting = Noting(captioner.model, captioner.processor, micro_batch=2)
+    pictures = measure.renders(measure.held_out(2, "quoted"))
+    answers = noting.converse(pictures, [first, vlm.Turn("again", "Quoted: {what}.", 8)])
+    plain = captioner.converse(pictures, [first])
+    assert [said[0] for said in answers] == [said[0] for said in plain]
+    assert noting.asked == [[first.prompt, said, f"Quoted: <{len(said)}>."] for (said,) in plain]
+
+
+@pytest.mark.parametrize("concept", list(turns.TURNS))
+def test_cleaning_changes_no_answer_of_this_captioner(captioner: vlm.Captioner, concept: str) -> None:
+    pictures = measure.renders(measure.held_out(16, "clean"))
+    cleaned = captioner.converse(pictures, resafe_turns("shapes", concept))
+    assert cleaned == captioner.converse(pictures, turns.TURNS[concept])
 
 
 def test_no_images_no_answers(captioner: vlm.Captioner) -> None:
