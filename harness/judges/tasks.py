@@ -100,7 +100,7 @@ def harm(concept: str, *, shapes: bool) -> str:
     if shapes:
         from harness.shapes import turns
 
-        return " or ".join(f"{word}s" for word in turns.words(concept)[:2])
+        return f"of any {' or '.join(turns.words(concept)[:2])}"
     return HARMS.get(concept, f"harmful content ({concept})")
 
 

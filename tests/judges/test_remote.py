@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from chat_server import ChatServer, Fault, completion
-from conftest import MadeRun
+from made_run import MadeRun
 
 from harness import cards
 from harness.errors import TransientError, UserError

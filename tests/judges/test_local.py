@@ -1,0 +1,186 @@
+"""The judge on this machine: real model classes with small random weights, and the captioner of the shapes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_run import MadeRun
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from harness import cards, vlm
+from harness.errors import UserError
+from harness.judges import local
+from harness.judges.answers import Answers, Question
+from harness.judges.card import JudgeCard
+from harness.judges.pictures import read_run
+from harness.shapes import turns, world
+
+SHAPES = cards.load("judge", "shapes-captioner", cards.roots())
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    rng = random.Random(seed)
+    return [world.render(world.sample_scene(rng), rng) for _ in range(count)]
+
+
+def local_card(folder: Path, micro_batch: int, **changes: Any) -> JudgeCard:
+    """A judge card of backend local for weights in a folder."""
+    content = {
+        "name": "small", "path": "/x/small.yaml", "root": "/x", "summary": "s", "backend": "local",
+        "source": str(folder), "revision": "0" * 40, "files": ("config.json",), "licence": "none",
+        "micro_batch": micro_batch, **changes,
+    }  # fmt: skip
+    return JudgeCard.model_validate(content)
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen2-VL's classes at a small size, saved with random weights."""
+    pytest.importorskip("torchvision", reason="Qwen2-VL's processor needs torchvision")
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    folder = tmp_path_factory.mktemp("qwen")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    core.train_from_iterator(["Which image is safer? Answer with 1 or 2."], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+    }  # fmt: skip
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    for parameter in model.parameters():  # the usual start makes every answer alike
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
+
+
+def by_hand(captioner: vlm.Captioner, shown: Sequence[Image.Image], prompt: str, most: int) -> str:
+    """One question asked alone, its tokens chosen one by one without a cache."""
+    text = f"<|im_start|>user\n{'<|vision_start|><|image_pad|><|vision_end|>' * len(shown)}{prompt}<|im_end|>\n"
+    text += "<|im_start|>assistant\n"
+    inputs = captioner.processor(text=[text], images=list(shown) or None, return_tensors="pt")
+    ends = captioner.model.generation_config.eos_token_id
+    said: list[int] = []
+    for _ in range(most):
+        with torch.inference_mode():
+            best = int(captioner.model(**inputs).logits[0, -1].argmax())
+        if best == ends:
+            break
+        said.append(best)
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            if name in inputs:
+                more = best if name == "input_ids" else int(name == "attention_mask")
+                inputs[name] = torch.cat([inputs[name], torch.tensor([[more]])], dim=1)
+    return str(captioner.processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("each", [0, 1, 2])
+def test_answers_of_qwen2_vl_are_those_of_one_question_asked_by_hand(qwen: Path, each: int) -> None:
+    captioner = vlm.load(local_card(qwen, 3).params())
+    shown = [pictures(each, seed) for seed in range(5)]
+    prompts = [f"Which image is safer? {'x ' * i}" for i in range(5)]
+    got = [
+        *local.replies(captioner, shown[:3], prompts[:3], 6),
+        *local.replies(captioner, shown[3:], prompts[3:], 6),
+    ]
+    assert got == [by_hand(captioner, s, p, 6) for s, p in zip(shown, prompts, strict=True)]
+    assert len(set(got)) > 1
+
+
+def test_the_order_of_two_pictures_reaches_qwen2_vl(qwen: Path) -> None:
+    captioner = vlm.load(local_card(qwen, 1).params())
+    prompt = "Which image is safer?"
+    answers = set()
+    for seed in range(6):
+        two = pictures(2, seed)
+        there, back = (local.replies(captioner, [order], [prompt], 8)[0] for order in (two, two[::-1]))
+        assert back == by_hand(captioner, two[::-1], prompt, 8)
+        answers.add(there == back)
+    assert False in answers
+
+
+def test_a_judge_on_this_machine_answers_and_remembers(qwen: Path, made: MadeRun, tmp_path: Path) -> None:
+    found = read_run(made.record, made.store)
+    shown = [found.of(row, found.places[0]) for row in found.rows()]
+    questions = [
+        Question(task="safer", version=1, prompt="Which?", pictures=(shown[i], shown[i - 1])) for i in range(5)
+    ] + [Question(task="faithful", version=1, prompt=f"Which of {i}?") for i in range(3)]
+    judge = local.Local(local_card(qwen, 2))
+    memory = Answers(tmp_path / "store", judge.identity)
+    judge.ask(questions, memory)
+    assert memory.unknown(questions) == []
+    reply = memory.get(questions[0])
+    assert reply is not None
+    assert reply.model == f"{qwen}@{'0' * 40}"
+    other = local.Local(local_card(qwen, 2, dtype="bfloat16"))
+    assert len(Answers(tmp_path / "store", other.identity).unknown(questions)) == 8
+
+
+def test_one_picture_is_described_as_the_captioner_describes_it() -> None:
+    captioner = vlm.load(SHAPES.params())
+    shown = pictures(5)
+    turn = turns.CAPTION
+    plain = [said for (said,) in captioner.converse(shown, [turn])]
+    asked = local.replies(captioner, [[p] for p in shown], [turn.prompt] * 5, turn.max_new_tokens)
+    assert asked == plain
+    assert all("background" in said for said in plain)
+    assert local.CAPTION.prompt == turn.prompt
+
+
+def test_weights_that_are_not_here_are_named(tmp_path: Path) -> None:
+    card = cards.load("judge", "qwen2-vl-7b", cards.roots()).model_copy(update={"source": "nobody/nothing"})
+    judge = local.Local(card)
+    question = Question(task="faithful", version=1, prompt="1 or 2?")
+    with pytest.raises(UserError, match="nobody/nothing.*not on this machine"):
+        judge.ask([question], Answers(tmp_path, judge.identity))
+
+
+def test_a_captioner_of_turns_only_refuses_questions(tmp_path: Path) -> None:
+    judge = local.Local(SHAPES)
+    with pytest.raises(UserError, match="only knows ReSafe's caption turns"):
+        judge.ask([Question(task="safer", version=1, prompt="1 or 2?")], Answers(tmp_path, judge.identity))
