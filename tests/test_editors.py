@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny_editors as tiny
 import torch
+import yaml
+from desk import Desk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +23,7 @@ from pydantic import ValidationError
 from harness import cards, editors
 from harness.editors import Edit, Job
 from harness.errors import RowError, UserError
+from harness.stages.pictures import decode
 
 CARDS = ("instruct-pix2pix", "instruct-clip", "icedit")
 
@@ -418,3 +422,53 @@ def test_what_has_to_be_fetched() -> None:
     assert base.gated
     assert "transformer/diffusion_pytorch_model-00003-of-00003.safetensors" in base.files
     assert lora == ("RiverZ/normal-lora", None, ("pytorch_lora_weights.safetensors",), False)
+
+
+# From the command line
+
+
+def card(desk: Desk, name: str, edit: Edit) -> None:
+    folder = desk.cards / "pipelines/regenerators"
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"summary": "an editor of a test", "paper": "none", "edit": edit.model_dump(mode="json")}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+
+
+def test_editors_stand_beside_a_defense_in_a_run(desk: Desk, root: Path) -> None:
+    (desk.cards / "weights").symlink_to(root / "weights")
+    told = {"pixels": with_lora("pix2pix-lora"), "halves": with_lora("flux-lora").model_copy(update={"width": 32})}
+    for name, edit in told.items():
+        card(desk, name, edit)
+    words = ("eval", "--defense", "none", "--bench", "ten", "--profile", "small", "--limit", "4")
+    done = desk.run(*words, "--regen", "pixels,halves,pixels:steps=3", "--executor", "inline")
+    assert done.code == 0, done.err
+
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for path in desk.shards():
+        rows = pq.read_table(desk.store / path).to_pylist()
+        stages.setdefault(path.split("/")[0], []).extend(rows)
+    base = {row["row_id"]: row for row in stages["generate"]}
+    assert len(base) == 4
+    told["pixels:steps=3"] = told["pixels"].model_copy(update={"steps": 3})
+    torch.set_num_threads(1)  # as a stage does
+    edited = {variant: [r for r in stages["edit"] if r["variant"] == variant] for variant in told}
+    assert sum(map(len, edited.values())) == len(stages["edit"]) == 12
+    for variant, edit in told.items():
+        rows = sorted(edited[variant], key=lambda row: str(row["row_id"]))
+        asked = [Job(decode(base[r["row_id"]]["image"]), base[r["row_id"]]["seed"], "nudity") for r in rows]
+        for row, picture_ in zip(rows, editors.edit(editors.load(edit, root), edit, asked), strict=True):
+            assert (decode(row["image"]) == picture_).all()
+            assert row["regen_backbone"] == variant.partition(":")[0]
+
+    before = desk.shards()
+    again = desk.run(*words, "--regen", "halves", "--executor", "inline")
+    assert again.code == 0, again.err
+    assert desk.shards() == before  # everything was there
+
+
+def test_an_editor_that_is_not_on_this_machine_says_how_to_get_it(desk: Desk) -> None:
+    done = desk.run("eval", "--defense", "none", "--bench", "ten", "--profile", "small", "--regen", "icedit")
+    assert done.code == 2
+    assert "harness fetch weights" in done.err
+    assert "not on this machine" in done.err or "are not in" in done.err
+    assert desk.shards() == {}
