@@ -1,16 +1,13 @@
-"""Get what a run needs and the package does not hold: benchmark files and published weights.
+"""Get what a run needs and the package does not hold: benchmark files here, published weights in ``harness.weights``.
 
 A file is stored only once it is known to be the right one: by the card's sha256, else, with a warning,
 by its columns and its number of rows. Gated sets are fetched with the user's own token or copied from the
 user's own file; nothing here goes round a gate.
-
-Whatever names weights (a backbone, a captioner, CLIP, an editor) is a ``Weights`` here: name, source, revision, files.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -19,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import __version__
+from harness import __version__, weights
 from harness.cardfile import show
-from harness.cards import BackboneCard, Card, DatasetCard, Edition, ProfileCard, locate
+from harness.cards import Card, DatasetCard, Edition, ProfileCard
 from harness.errors import UserError
 from harness.prompts import file_of, identify, parse
 from harness.sheet import Sheet, read_file
 from harness.store import write_atomically
+from harness.weights import Weights, reason, token_of
 
 LARGEST = 64 << 20  # bytes of a benchmark file
 TIMEOUT_S = 60
@@ -86,35 +84,52 @@ def how_to_get(card: DatasetCard, edition: Edition) -> str:
     return f"{what}: {get}, or {own}"
 
 
-def missing(cards: Iterable[Card], profile: ProfileCard, data: Path) -> list[str]:
-    """What a run over these benchmarks and backbones lacks on this machine: one line each, with how to get it.
+def missing(
+    things: Iterable[Card | Weights], profile: ProfileCard, data: Path, scorers: Iterable[str] = ()
+) -> list[str]:
+    """What a run lacks on this machine: one line for each thing, with how to get it.
 
-    Looks at files only; asks no network.
+    Looks at files only; asks no network, loads no model.
+
+    Args:
+        things: benchmarks, and whatever names weights: cards, or ``Weights``.
+        profile: says which edition of the benchmarks, and how its scorers are set.
+        data: folder where ``fetch_bench`` puts files.
+        scorers: stems, with or without a reference.
 
     Raises:
-        UserError: a benchmark has no edition for the profile.
+        UserError: a benchmark has no edition for the profile; an unknown scorer.
     """
-    lines = []
-    for card in cards:
-        if isinstance(card, DatasetCard):
-            edition = card.edition(profile.edition)
-            path = file_of(card, edition, data)
-            if path.exists():
-                continue
-            packaged = edition.source.startswith("package:")
-            lines.append(_reinstall(f"benchmark {card.name}", path) if packaged else how_to_get(card, edition))
-        elif isinstance(card, BackboneCard):
-            lines.extend(missing_weights(card))
-    return lines
+    lines: list[str] = []
+    wanted: list[Weights] = []
+    for thing in things:
+        if isinstance(thing, DatasetCard):
+            lines += _missing_bench(thing, profile, data)
+        else:
+            wanted += weights.of(thing) if isinstance(thing, Card) else [thing]
+    lines += [line for one in weights.distinct(wanted) for line in weights.missing(one)]
+    for stem in dict.fromkeys(name.partition("@")[0] for name in scorers):
+        lines += weights.missing_scorer(stem, profile.settings.get(stem, {}))
+    return list(dict.fromkeys(lines))
 
 
-def require(cards: Iterable[Card], profile: ProfileCard, data: Path) -> None:
-    """Refuses a run that lacks something, naming everything at once.
+def _missing_bench(card: DatasetCard, profile: ProfileCard, data: Path) -> list[str]:
+    edition = card.edition(profile.edition)
+    path = file_of(card, edition, data)
+    if path.exists():
+        return []
+    if edition.source.startswith("package:"):
+        return [f"benchmark {card.name}: {show(path)} is missing from the package; install it again"]
+    return [how_to_get(card, edition)]
+
+
+def require(things: Iterable[Card | Weights], profile: ProfileCard, data: Path, scorers: Iterable[str] = ()) -> None:
+    """Refuses a run that lacks something, naming everything at once; arguments as ``missing``.
 
     Raises:
         UserError: one message, a line for each missing thing.
     """
-    lines = missing(cards, profile, data)
+    lines = missing(things, profile, data, scorers)
     if not lines:
         return
     hint = "" if profile.edition == "shapes" else "; `--profile shapes` needs none of it"
@@ -122,52 +137,6 @@ def require(cards: Iterable[Card], profile: ProfileCard, data: Path) -> None:
     raise UserError(
         f"profile {profile.name} lacks {len(lines)} thing{'s'[: len(lines) > 1]} on this machine{hint}:{listed}"
     )
-
-
-def missing_weights(card: BackboneCard) -> list[str]:
-    """What the backbone lacks on this machine: no line, or one that says how to get it. Asks no network."""
-    if card.source.startswith("package:"):
-        folder = locate(card.source, card.root)
-        return [] if (folder / "model_index.json").is_file() else [_reinstall(f"backbone {card.name}", folder)]
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def is_here(name: str) -> bool:
-        found = try_to_load_from_cache(card.source, name, constants.HF_HUB_CACHE, card.revision)
-        return isinstance(found, str)
-
-    absent = [name for name in card.files if not is_here(name)]
-    if not absent:
-        return []
-    gate = f"; gated: accept the terms at https://huggingface.co/{card.source} and set HF_TOKEN" if card.gated else ""
-    return [
-        f"weights of backbone {card.name} ({card.source}, {len(absent)} of {len(card.files)} files are not in "
-        f"{constants.HF_HUB_CACHE}): `harness fetch weights {card.name}`{gate}"
-    ]
-
-
-def fetch_weights(card: BackboneCard, token: str | None = None) -> Path:
-    """The folder of the backbone's weights, downloaded at the card's revision into the Hugging Face cache if need be.
-
-    Raises:
-        UserError: no access or no network.
-    """
-    if card.source.startswith("package:"):
-        left = missing_weights(card)
-        if left:
-            raise UserError(left[0])
-        return locate(card.source, card.root)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            card.source, revision=card.revision, allow_patterns=list(card.files), token=_token(token)
-        )
-    except Exception as error:  # the hub's transport errors share no base across its releases
-        raise UserError(f"weights of backbone {card.name}: {card.source}: {_reason(error)}") from error
-    left = missing_weights(card)
-    if left:
-        raise UserError(f"{card.source}@{card.revision} does not hold all that its card names: {left[0]}")
-    return Path(folder)
 
 
 def _already(card: DatasetCard, edition: Edition, path: Path) -> Fetched | None:
@@ -237,7 +206,7 @@ def _download(card: DatasetCard, edition: Edition, token: str | None) -> tuple[b
         raise UserError(how_to_get(card, edition))
     if not edition.source.startswith("hub:"):
         return _get(card, edition), edition.source
-    token = _token(token)
+    token = token_of(token)
     if edition.gated and token is None:
         raise UserError(how_to_get(card, edition))
     return _get_from_hub(card, edition, token)
@@ -258,50 +227,22 @@ def _get(card: DatasetCard, edition: Edition) -> bytes:
 
 
 def _get_from_hub(card: DatasetCard, edition: Edition, token: str | None) -> tuple[bytes, str]:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     repo, _, rest = edition.source.removeprefix("hub:").partition("@")
     revision, _, name = rest.partition("/")
     # Into a folder of its own: a gated file is to lie in one private place, not in a shared cache as well.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            got = hf_hub_download(repo, name, repo_type="dataset", revision=revision, token=token, local_dir=folder)
+            # A branch moves: what is downloaded, and recorded, is the commit that it is at now.
+            page = hf_hub_url(repo, name, repo_type="dataset", revision=revision)
+            commit = get_hf_file_metadata(page, token=token).commit_hash or revision
+            got = hf_hub_download(repo, name, repo_type="dataset", revision=commit, token=token, local_dir=folder)
             content = Path(got).read_bytes()
         except Exception as error:  # the hub's transport errors share no base across its releases
-            raise UserError(_unreachable(card, edition, _reason(error))) from error
-    return content, edition.source
+            raise UserError(_unreachable(card, edition, reason(error))) from error
+    return content, f"hub:{repo}@{commit}/{name}"
 
 
 def _unreachable(card: DatasetCard, edition: Edition, reason: str) -> str:
     return f"{edition.source} cannot be fetched ({reason}); {how_to_get(card, edition)}"
-
-
-def _reinstall(what: str, path: Path) -> str:
-    return f"{what}: {show(path)} is missing from the package; install it again"
-
-
-def _token(given: str | None) -> str | None:
-    if given or os.environ.get("HF_TOKEN"):
-        return given or os.environ["HF_TOKEN"]
-    from huggingface_hub import get_token
-
-    stored: str | None = get_token()
-    return stored
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in a few words; hub messages run over many lines."""
-    from huggingface_hub import errors
-
-    reasons = (  # the narrower first
-        (errors.GatedRepoError, "access is not granted to this token"),
-        (errors.RepositoryNotFoundError, "no such repository, or no access to it"),
-        (errors.RevisionNotFoundError, "no such revision"),
-        (errors.LocalEntryNotFoundError, "the hub cannot be reached"),
-        (errors.EntryNotFoundError, "no such file"),
-    )
-    for kind, reason in reasons:
-        if isinstance(error, kind):
-            return reason
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

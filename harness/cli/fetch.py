@@ -41,13 +41,21 @@ def bench(
     typer.echo(f"{name}: {found.rows} rows at {found.path} (sha256 {found.sha256[:16]})")
 
 
-@fetch.command("weights", epilog="Example: harness fetch weights sd-1-4")
+@fetch.command("weights", epilog="Example: harness fetch weights sd-1-4, or all that a profile needs: paper")
 def weights(
-    name: Annotated[str, typer.Argument(help="Backbone; see `harness list backbones`.")],
+    name: Annotated[str, typer.Argument(help="Backbone, judge, regenerator, scorer, or profile; see `harness list`.")],
     cards: options.Cards = None,
+    json: options.Json = False,
 ) -> None:
-    """Fetch a backbone's weights at the revision that its card pins."""
-    from harness.cards import load, roots
-    from harness.fetch import fetch_weights
+    """Fetch published weights at the revision that their card pins, into the Hugging Face cache."""
+    from harness import weights as published
+    from harness.cards import roots
 
-    typer.echo(f"{name}: {fetch_weights(load('backbone', name, roots(cards)), os.environ.get('HF_TOKEN'))}")
+    found = []
+    for wanted in published.find(name, roots(cards)):
+        path = published.fetch(wanted, os.environ.get("HF_TOKEN"))
+        found.append({"name": wanted.name, "source": wanted.source, "revision": wanted.revision, "path": str(path)})
+        if not json:
+            typer.echo(f"{wanted.name}: {wanted.source} at {path} ({wanted.licence})")
+    if json:
+        options.emit({"weights": found})
