@@ -1,4 +1,4 @@
-"""What a run's pictures took, from the sidecars of the store: device-seconds by stage, all pictures or flagged ones only.
+"""What a run's pictures took, from the sidecars of the store: device-seconds by stage, of all or of flagged ones only.
 
 Not part of any result: seconds differ between machines and times. Loading of models is left out.
 """

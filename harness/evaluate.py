@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from harness import __version__, cards, cells, costs, measure, plan
 from harness.cells import Cell
+from harness.chain import Variant
 from harness.errors import UserError
 from harness.fingerprint import FileHashes
-from harness.plan import Plan, Request, Variant
+from harness.plan import Plan, Request
 from harness.schema import KEY
 from harness.store import Store, columns, publish, read, write_atomically
 
@@ -242,3 +243,26 @@ def images_of(made: Plan, store: Store) -> list[Path]:
         for variant in chain.variants
         for shard in chain.shards
     ]
+
+
+def save_pictures(made: Plan, places: Places, folder: Path) -> int:
+    """Write what the regenerators drew as PNG files, ``folder/<regenerator>/<name>.png``; returns how many.
+
+    The folder is made private (0700).
+    """
+    store = Store.open_existing(places.store)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    count = 0
+    for chain in made.chains:
+        for variant in chain.variants[1:]:
+            for shard in chain.shards:
+                path = store.path(variant.images.stage, variant.images.fingerprint, shard.key)
+                for row in read(path, ["row_id", "image"]).to_pylist():
+                    if row["image"] is None:
+                        continue
+                    name = row["row_id"].partition("/")[2]
+                    target = folder / variant.name.replace(":", "_") / f"{name.removesuffix('.png')}.png"
+                    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    write_atomically(target, row["image"])
+                    count += 1
+    return count

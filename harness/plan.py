@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cards, fingerprint, prompts, regenerators, scorers
+from harness import cards, fingerprint, images, prompts, regenerators, scorers
 from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
+from harness.chain import Chain, Shard, Variant
 from harness.compare import BASE
 from harness.errors import UserError, nearest
 from harness.regenerators import Regenerator
@@ -29,6 +30,7 @@ from harness.specs import Source, Specs, StageSpec
 from harness.store import Store
 
 BASELINE = "none"
+GIVEN = "given"  # in a defense's place: pictures that nobody here has drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,57 +48,7 @@ class Request:
     seed: int | None = None  # replaces every row's
     baseline: bool = True  # `none` beside, for comparison
     extra_scorers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A group of rows: its content key, and the rows with the identity of their chain."""
-
-    key: str
-    rows: pa.Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """The pictures of a chain, as drawn or made anew, and what scores them."""
-
-    name: str  # "base", or the regenerator's name
-    steps: tuple[StageSpec, ...]  # the last one publishes the pictures
-    scores: tuple[StageSpec, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the regenerator
-
-    @property
-    def images(self) -> StageSpec:
-        return self.steps[-1]
-
-    @property
-    def stages(self) -> tuple[StageSpec, ...]:
-        """All that its numbers come from."""
-        return (*self.steps, *self.scores)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """One defense over one benchmark."""
-
-    defense: str
-    bench: str
-    concept: str  # the benchmark's: what is scored
-    defended: str  # the defense's: the same unless --concept says otherwise
-    total_rows: int  # of the benchmark, before --limit and --ids
-    variants: tuple[Variant, ...]  # "base" first
-    shards: tuple[Shard, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Prompts; each has one picture per variant."""
-        return sum(s.rows.num_rows for s in self.shards)
-
-    @property
-    def stages(self) -> tuple[StageSpec, ...]:
-        """Every stage once: the pictures' first, then the scores'."""
-        specs = [s for v in self.variants for s in v.steps] + [s for v in self.variants for s in v.scores]
-        return tuple({(s.stage, s.fingerprint): s for s in specs}.values())
+    images: str | None = None  # pictures that are taken as they are, instead of defenses over benchmarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +64,9 @@ class Plan:
     @property
     def name(self) -> str:
         """The run's folder: readable, and the same whenever the same pictures are asked for."""
-        asked = "-".join(c for c in self.request.defenses if c != BASELINE) or BASELINE
-        stem = f"{asked}_{'-'.join(self.request.benches)}_{self.profile.name}"[:80]
+        asked = GIVEN if self.request.images else "-".join(c for c in self.request.defenses if c != BASELINE)
+        benches = dict.fromkeys(c.bench for c in self.chains) if self.request.images else self.request.benches
+        stem = f"{asked or BASELINE}_{'-'.join(benches)}_{self.profile.name}"[:80]
         pictures = [
             [c.bench, *(v.images.fingerprint for v in c.variants), [s.key for s in c.shards]] for c in self.chains
         ]
@@ -160,6 +113,17 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     chosen = choose(request, roots)
     profile, backbone = chosen.profile, chosen.backbone
     builder = _Builder(request, chosen, Specs(profile, backbone, roots, hashes))
+    chains = [builder.given()] if request.images else _benchmarks(builder, data)
+    concepts = dict.fromkeys(c.concept for c in chains)
+    _check_means(profile)
+    policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
+    return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
+
+
+def _benchmarks(builder: _Builder, data: Path) -> list[Chain]:
+    """A chain per benchmark and defense, over the rows asked for."""
+    request, chosen = builder.request, builder.chosen
+    profile, backbone = chosen.profile, chosen.backbone
     whole = {bench.name: prompts.read(bench, profile, backbone, data) for bench in chosen.benches}
     asked = prompts.restrict(pa.concat_tables(whole.values()), request.limit, list(request.ids) or None)
     chains: list[Chain] = []
@@ -167,10 +131,7 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
         rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
         if rows.num_rows:  # --ids may name rows of some of the benchmarks only
             chains += builder.chains(bench, rows, whole[bench.name].num_rows)
-    concepts = dict.fromkeys(c.concept for c in chains)
-    _check_means(profile)
-    policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
-    return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
+    return chains
 
 
 class Chosen(NamedTuple):
@@ -192,11 +153,12 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
     """
     profile = cards.load("profile", request.profile, roots)
     backbone = cards.load("backbone", request.backbone or profile.backbone, roots)
-    benches = [cards.load("dataset", b, roots) for b in _names(request.benches, "dataset", roots)]
+    asked_for = [] if request.images else _names(request.benches, "dataset", roots)
+    benches = [cards.load("dataset", b, roots) for b in asked_for]
     if "all" in request.benches:
         benches = [b for b in benches if profile.edition in b.editions or b.name in request.benches]
-    names = _names(request.defenses, "defense", roots)
-    if request.baseline and BASELINE not in names:
+    names = [] if request.images else _names(request.defenses, "defense", roots)
+    if request.baseline and not request.images and BASELINE not in names:
         names = [BASELINE, *names]
     asked = profile.regenerators if request.regens is None else request.regens
     return Chosen(
@@ -251,8 +213,7 @@ class _Builder:
     def chains(self, bench: DatasetCard, rows: pa.Table, total: int) -> Iterator[Chain]:
         """A chain per defense; the first undefended one is what the others' pictures may be compared with."""
         if self.request.seed is not None:
-            seeds = pa.array([self.request.seed] * rows.num_rows, pa.uint64())
-            rows = rows.set_column(rows.column_names.index("seed"), "seed", seeds)
+            rows = _seeded(rows, self.request.seed)
         cut = self.chosen.profile.shard_rows
         plain = {BASELINE: tuple(_shards(self._named(rows, BASELINE), cut))}
         for defense in self.chosen.defenses:
@@ -268,6 +229,37 @@ class _Builder:
                 variants=tuple(self._variants(defense, defended, bench.concept, _beside(shards, plain[BASELINE]))),
                 shards=shards,
             )
+
+    def given(self) -> Chain:
+        """The chain of pictures that were not drawn here."""
+        concept = self.request.concept
+        if concept is None:
+            raise UserError("--concept says what is to be looked for in the pictures: it has no benchmark to say so")
+        assert self.request.images is not None
+        rows = images.read(Path(self.request.images), concept, self.specs.backbone)
+        if self.request.limit is not None:
+            rows = rows.slice(0, self.request.limit)
+        if self.request.seed is not None:
+            rows = _seeded(rows, self.request.seed)
+        for name, value in {"profile": self.specs.profile.name, "backbone": GIVEN, "defense": GIVEN}.items():
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+        rows = rows.append_column("variant", pa.array([BASE] * rows.num_rows, pa.string()))
+        base = self.specs.given()
+        found = [Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, {}))]
+        for regen in self.chosen.regens:
+            if regen.draw and regen.draw.defended:
+                raise UserError(f"regenerator {regen.variant!r} draws under a defense, and given pictures have none")
+            if self._wanted(regen, concept):
+                found.append(self._variant(regen, self.chosen.undefended, concept, concept, base, None))
+        return Chain(
+            defense=GIVEN,
+            bench=rows["bench"][0].as_py(),
+            concept=concept,
+            defended=concept,
+            total_rows=rows.num_rows,
+            variants=tuple(found),
+            shards=tuple(_shards(rows, self.specs.profile.shard_rows)),
+        )
 
     def _named(self, rows: pa.Table, defense: str) -> pa.Table:
         """The rows with the columns that say which chain they belong to."""
@@ -294,10 +286,22 @@ class _Builder:
         for regen in self.chosen.regens:
             if not self._wanted(regen, removed):
                 continue
-            steps = self._regenerate(regen, defense, removed, base)
-            references = {"same/base": base.source, "none/base": base.source if defense.name == BASELINE else plain}
-            scores = self._scores(concept, steps[-1], references)
-            yield Variant(name=regen.variant, steps=steps, scores=scores, settings=regen.settings())
+            original = base.source if defense.name == BASELINE else plain
+            yield self._variant(regen, defense, removed, concept, base, original)
+
+    def _variant(
+        self,
+        regen: Regenerator,
+        defense: DefenseCard,
+        removed: str,
+        scored: str,
+        base: StageSpec,
+        original: Source | None,
+    ) -> Variant:
+        """The pictures of ``base`` made anew; ``original`` are the undefended ones, where the run has them."""
+        steps = self._regenerate(regen, defense, removed, base)
+        scores = self._scores(scored, steps[-1], {"same/base": base.source, "none/base": original})
+        return Variant(name=regen.variant, steps=steps, scores=scores, settings=regen.settings())
 
     def _wanted(self, regen: Regenerator, concept: str) -> bool:
         """Whether ``concept`` can be removed; a regenerator that was asked for by name must be able to."""
@@ -347,6 +351,12 @@ class _Builder:
         return tuple(found)
 
 
+def _seeded(rows: pa.Table, seed: int) -> pa.Table:
+    """The rows with one seed for all."""
+    seeds = pa.array([seed] * rows.num_rows, pa.uint64())
+    return rows.set_column(rows.column_names.index("seed"), "seed", seeds)
+
+
 def _beside(shards: Sequence[Shard], others: Sequence[Shard]) -> dict[str, str]:
     """Each shard's key to that of the shard with the same prompts under another defense."""
     return {own.key: other.key for own, other in zip(shards, others, strict=True)}
@@ -356,5 +366,6 @@ def _shards(rows: pa.Table, size: int) -> Iterator[Shard]:
     """Cut ``rows`` into groups of ``size``; a shard's key is the hash of its members' inputs."""
     for start in range(0, rows.num_rows, size):
         part = rows.slice(start, size).combine_chunks()
-        content = hashlib.sha256(repr(part.to_pylist()).encode()).hexdigest()
+        known = part.drop_columns(["source"]) if "source" in part.column_names else part  # a path identifies nothing
+        content = hashlib.sha256(repr(known.to_pylist()).encode()).hexdigest()
         yield Shard(content[: fingerprint.LENGTH], part)

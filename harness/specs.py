@@ -38,8 +38,9 @@ _OPTIMISE_MODULES = (
     "harness.stages.optimise", "harness.clip", "harness.guard", "harness.resafe.features",
     "harness.resafe.hard_prompt", "harness.resafe.text_tower",
 )  # fmt: skip
-_EDIT_MODULES = ("harness.stages.edit", "harness.stages.pictures", "harness.editors", "harness.guard",
-                 "harness.scorers.degenerate")  # fmt: skip
+_EDIT_MODULES = (
+    "harness.stages.edit", "harness.stages.pictures", "harness.scorers.degenerate", "harness.shapes.world"
+)  # fmt: skip
 _SCORE_MODULES = ("harness.stages.score", "harness.stages.pictures", "harness.scorers")
 
 
@@ -178,24 +179,26 @@ class Specs:
         from harness import editors
 
         assert regen.edit is not None
-        root = regen.card.root
-        settings = regen.edit.model_dump(mode="json", exclude={"memory_gb", "seconds_per_image", "licence"})
+        root, name = regen.card.root, regen.card.name
+        edit = editors.pinned(regen.edit, name)  # the same commit on every host
+        left = {"memory_gb", "seconds_per_image", "licence", "gated", "files"}
+        settings = edit.model_dump(mode="json", exclude=left)
         key = {
             "schema": VERSION,
             "guard": guard.VERSION,
             "variant": regen.variant,
             "edit": settings,
-            "instruction": editors.instruction(regen.edit, concept),
-            "weights": editors.identity(regen.edit, root),
-            "libraries": fingerprint.versions((*_DRAW_LIBRARIES, "peft")),
-            "code": fingerprint.code(_EDIT_MODULES),
+            "instruction": editors.instruction(edit, concept),
+            "weights": editors.identity(edit, root, self.hashes, name),
+            "libraries": fingerprint.versions(editors.LIBRARIES),
+            "code": fingerprint.code([*_EDIT_MODULES, *editors.MODULES]),
             "upstream": [generate.fingerprint],
         }
         worker = {
-            "variant": regen.variant, "edit": regen.edit.model_dump(mode="json"), "root": str(root),
-            "concept": concept, "name": regen.card.name,
+            "variant": regen.variant, "edit": edit.model_dump(mode="json"), "root": str(root),
+            "concept": concept, "name": name,
         }  # fmt: skip
-        return _spec("edit", worker, key, (generate,), gpu=True, memory_gb=regen.edit.memory_gb)
+        return _spec("edit", worker, key, (generate,), gpu=True, memory_gb=edit.memory_gb)
 
     def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the pictures of ``images``.

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from harness import __version__
-from harness.cli import evaluate, fetch, judge, look, report, store
+from harness.cli import evaluate, fetch, images, judge, look, report, store
 from harness.errors import UserError
 
 _EPILOG = (
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (evaluate, look, report, judge, fetch, store):
+for module in (evaluate, images, look, report, judge, fetch, store):
     module.register(app)
 
 

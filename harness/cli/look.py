@@ -131,7 +131,7 @@ def doctor(
 
     from harness import fetch, fingerprint
     from harness.cards import load, load_all, roots
-    from harness.cli.evaluate import _visible_gpus
+    from harness.cli.running import visible_gpus
 
     where = roots(cards)
     card = load("profile", profile, where)
@@ -147,7 +147,7 @@ def doctor(
         "python": sys.version.split()[0],
         "versions": versions,
         "cores": len(os.sched_getaffinity(0)),
-        "gpus": _visible_gpus(),
+        "gpus": visible_gpus(),
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "cards": [str(r) for r in where],
         "missing_weights": weights,

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +134,7 @@ def picture(found: Sequence[Curve]) -> bytes:
 
 
 def _plot(axes: Any, found: Sequence[Curve]) -> None:
-    shapes = dict(zip((m.policy for one in found for m in one.marks), "osD^vP*X" * len(found[0].marks), strict=False))
+    shapes = dict(zip(dict.fromkeys(m.policy for one in found for m in one.marks), cycle("osD^vP*X"), strict=False))
     for i, one in enumerate(found):
         judged = [point for point in one.points if point.n]
         thresholds, colour = [point.threshold for point in judged], f"C{i % 10}"

@@ -78,7 +78,7 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     """Why rows have no verdict by the main policy: "p4d, excluded: age-term: none 1, rece 1" per reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        for reason, rows in cell.reasons.items() if cell.main else ():
+        for reason, rows in cell.reasons.items() if cell.main and cell.metric == ASR else ():
             found.setdefault((cell.bench, reason), []).append(f"{method(cell)} {rows}")
     return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in found.items()]
 

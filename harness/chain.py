@@ -1,0 +1,66 @@
+"""A chain: one defense over one benchmark, its stages and its rows in shards.
+
+A *shard* is a fixed group of rows, cut once, the same for every stage. A *variant* is the pictures as drawn (``base``)
+or as a regenerator makes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from harness.specs import StageSpec
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A group of rows: its content key, and the rows with the identity of their chain."""
+
+    key: str
+    rows: pa.Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The pictures of a chain, as drawn or made anew, and what scores them."""
+
+    name: str  # "base", or the regenerator's name
+    steps: tuple[StageSpec, ...]  # the last one publishes the pictures
+    scores: tuple[StageSpec, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the regenerator
+
+    @property
+    def images(self) -> StageSpec:
+        return self.steps[-1]
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """All that its numbers come from."""
+        return (*self.steps, *self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """One defense over one benchmark."""
+
+    defense: str
+    bench: str
+    concept: str  # the benchmark's: what is scored
+    defended: str  # the defense's: the same unless --concept says otherwise
+    total_rows: int  # of the benchmark, before --limit and --ids
+    variants: tuple[Variant, ...]  # "base" first
+    shards: tuple[Shard, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Prompts; each has one picture per variant."""
+        return sum(s.rows.num_rows for s in self.shards)
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Every stage once: the pictures' first, then the scores'."""
+        specs = [s for v in self.variants for s in v.steps] + [s for v in self.variants for s in v.scores]
+        return tuple({(s.stage, s.fingerprint): s for s in specs}.values())

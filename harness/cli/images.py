@@ -1,0 +1,120 @@
+"""``harness score`` and ``harness regen``: pictures that are there already, of a run or from elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options, running
+
+Concept = Annotated[
+    str | None, typer.Option("--concept", help="With --images: what is looked for in them, and removed: nudity, ...")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("score", epilog="Example: harness score runs/none_i2p_shapes_1a2b3c4d --scorer nudenet")(score)
+    app.command("regen", epilog="Example: harness regen --images DIR --concept violence --save DIR-safer")(regen)
+
+
+def score(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run.")] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            "--scorer",
+            help="Scorers to add, comma separated; a pair scorer with its reference: lpips@same/base. "
+            "See `harness list scorers`.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Instead of a run: a folder or Parquet file of pictures.")
+    ] = None,
+    concept: Concept = None,
+    profile: options.Profile = "paper",
+    out: options.Out = options.OUT,
+    store: options.StoreDir = options.STORE,
+    data: options.Data = options.DATA,
+    cards: options.Cards = None,
+    executor: running.Executor = "ray",
+    max_errors: running.MaxErrors = "5%",
+    json: options.Json = False,
+) -> None:
+    """Add a scorer to a run's stored pictures, or score pictures that were not drawn here; nothing is drawn."""
+    import dataclasses
+
+    from harness import scorers
+    from harness.cli.report import read_record
+    from harness.errors import UserError
+    from harness.evaluate import request_of
+    from harness.plan import Request
+
+    wanted = options.split(scorer or "")
+    for name in wanted:
+        scorers.columns(name.partition("@")[0])  # an unknown one is refused before anything is written
+    if (run is None) == (images is None):
+        raise UserError("name a run's folder, or pictures with --images: one of the two")
+    if images is not None:
+        request = Request(
+            defenses=(), benches=(), profile=profile, concept=concept, regens=("none",), images=str(images.resolve())
+        )
+    else:
+        assert run is not None
+        if not wanted:
+            raise UserError("--scorer: name what is to be added to the run; see `harness list scorers`")
+        request, out = request_of(read_record(run)), run.resolve().parent
+    request = dataclasses.replace(request, extra_scorers=tuple(dict.fromkeys((*request.extra_scorers, *wanted))))
+    running.run(request, options.places(store, out, data, cards), (0, None, None, executor), max_errors, json)
+
+
+def regen(
+    images: Annotated[Path, typer.Option("--images", help="Folder or Parquet file of pictures.")],
+    concept: Concept = None,
+    regen: Annotated[
+        str | None,
+        typer.Option("--regen", "-r", help="Regenerators, comma separated. Default: the profile's, ReSafe."),
+    ] = None,
+    profile: options.Profile = "paper",
+    backbone: Annotated[str | None, typer.Option("--backbone", help="What draws, instead of the profile's.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", help="Write the new pictures here, a subfolder per regenerator."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N pictures, by name.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every picture, instead of 42.")] = None,
+    out: options.Out = options.OUT,
+    store: options.StoreDir = options.STORE,
+    data: options.Data = options.DATA,
+    cards: options.Cards = None,
+    num_gpus: running.NumGpus = None,
+    gpu_memory: running.GpuMemory = None,
+    workers: running.Workers = None,
+    executor: running.Executor = "ray",
+    max_errors: running.MaxErrors = "5%",
+    json: options.Json = False,
+) -> None:
+    """Make safer pictures from pictures that were not drawn here, and score both."""
+    from harness.plan import Request
+
+    request = Request(
+        defenses=(),
+        benches=(),
+        profile=profile,
+        backbone=backbone,
+        concept=concept,
+        regens=None if regen is None else options.split(regen),
+        limit=limit,
+        seed=seed,
+        images=str(images.resolve()),
+    )
+    places = options.places(store, out, data, cards)
+    finished = running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
+    if save is not None:
+        from harness.evaluate import save_pictures
+
+        count = save_pictures(finished.plan, places, save)
+        print(f"{count} pictures written to {save}", file=sys.stderr)

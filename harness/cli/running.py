@@ -1,0 +1,144 @@
+"""What every command that runs stages shares: the machine's options, the run itself, and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import options
+
+if TYPE_CHECKING:
+    from harness.evaluate import Finished, Places
+    from harness.flow import Outcome, Resources
+    from harness.plan import Request
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Actors at work at once. Default: GPUs, else cores.")
+]
+NumGpus = Annotated[int | None, typer.Option("--num-gpus", min=0, help="GPUs to use. Default: all that are visible.")]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option("--gpu-memory", min=1, help="GB of one GPU, which says what fits side by side. Default: asked of it."),
+]
+Executor = Annotated[
+    str, typer.Option("--executor", help="ray, or inline: the same stages in this process, for debugging.")
+]
+MaxErrors = Annotated[
+    str, typer.Option("--max-errors", help="Failed rows allowed: a number, or a share like 5%. Beyond: exit 3.")
+]
+
+
+def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | None, executor: str) -> Resources:
+    from harness.errors import UserError, nearest
+    from harness.flow import Resources, check
+
+    if executor not in ("ray", "inline"):
+        raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
+    if num_gpus is None:
+        num_gpus = visible_gpus()
+    if num_gpus and gpu_memory is None:
+        gpu_memory = _gpu_memory()
+    if workers is None:
+        workers = num_gpus or len(os.sched_getaffinity(0))
+    found = Resources(
+        executor=executor,
+        workers=workers,
+        num_gpus=num_gpus,
+        gpu_memory_gb=gpu_memory,
+        address=os.environ.get("RAY_ADDRESS"),
+    )
+    check(found)
+    return found
+
+
+def visible_gpus() -> int:
+    """GPUs this process may use, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([d for d in chosen.split(",") if d.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _gpu_memory() -> float | None:
+    """GB of the smallest GPU, as its driver says; None where that cannot be asked."""
+    import subprocess
+
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+        return min(float(line) for line in answer.split()) * 2**20 / 1e9
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def run(
+    request: Request,
+    places: Places,
+    machine: tuple[int | None, float | None, int | None, str],
+    max_errors: str,
+    json: bool,
+) -> Finished:
+    """Evaluate and print; leaves with the exit code that says how it went unless that is 0."""
+    from harness.cli.progress import Display
+    from harness.evaluate import Budget, evaluate
+
+    resources, budget = _resources(*machine), Budget.parse(max_errors)
+    command = shlex.join(["harness", *sys.argv[1:]])
+    with Display(quiet=False) as display:
+        finished = evaluate(request, places, resources, budget, display, command)
+    if not finished.cells:
+        assert finished.outcome is not None
+        _unfinished(finished, finished.outcome, budget)
+    if json:
+        options.emit(summary(finished))
+    else:
+        from harness.report import terminal
+
+        terminal.show(finished.cells, finished.plan.policies, finished.paths)
+    if budget.exceeded(finished.errors, finished.rows):
+        print(
+            f"harness: {finished.errors} of {finished.rows} rows failed, more than --max-errors {max_errors}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(3)
+    return finished
+
+
+def discard(request: Request, places: Places) -> None:
+    """Remove the run's own pictures from the store."""
+    from harness.evaluate import images_of, prepare
+    from harness.store import Store
+
+    store = Store.open_existing(places.store)
+    with store.lock():
+        freed = store.discard_images(images_of(prepare(request, places), store))
+    print(f"pictures discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
+
+
+def _unfinished(finished: Finished, outcome: Outcome, budget: Any) -> None:
+    """Say what stopped the run and how to go on; never returns."""
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items()))
+    print(f"harness: not complete ({counts} shards); what is done is kept in the store", file=sys.stderr)
+    for detail in outcome.details[:5]:
+        print(f"  {detail}", file=sys.stderr)
+    print(f"  details: {finished.run / 'log'}; run the same command again to go on", file=sys.stderr)
+    if budget.exceeded(outcome.errors, finished.plan.num_rows):
+        raise typer.Exit(3)
+    if outcome.statuses["failed"] or outcome.statuses["lost"]:
+        raise typer.Exit(1)
+    raise typer.Exit(130 if outcome.statuses["stopped"] else 4)
+
+
+def summary(finished: Finished) -> dict[str, Any]:
+    """The JSON object that ``harness eval --json`` ends with."""
+    return {
+        "run": finished.plan.name,
+        "profile": finished.plan.profile.name,
+        "cells": [c.to_json() for c in finished.cells],
+        "paths": {name: str(path) for name, path in finished.paths.items()},
+    }
