@@ -98,7 +98,7 @@ def prepare(request: Request, places: Places) -> Plan:
     from harness import fetch
 
     chosen = plan.choose(request, places.roots)
-    fetch.require([*plan.needs(chosen), *chosen.benches], chosen.profile, places.data)
+    fetch.require(plan.needs(chosen, places.roots), chosen.profile, places.data, plan.scored(request, chosen))
     memory = places.store / "sha256.json"
     hashes = FileHashes(memory if places.store.is_dir() else None)
     return plan.make(request, places.roots, places.data, hashes)

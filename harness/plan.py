@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cards, fingerprint, images, prompts, regenerators, scorers
+from harness import cards, fingerprint, images, prompts, regenerators, scorers, weights
 from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.chain import Chain, Shard, Variant
@@ -28,6 +28,7 @@ from harness.regenerators import Regenerator
 from harness.schema import PROMPT
 from harness.specs import Source, Specs, StageSpec
 from harness.store import Store
+from harness.weights import Weights
 
 BASELINE = "none"
 GIVEN = "given"  # in a defense's place: pictures that nobody here has drawn
@@ -183,10 +184,32 @@ def _check_means(profile: ProfileCard) -> None:
             raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")
 
 
-def needs(chosen: Chosen) -> list[cards.Card]:
-    """Backbones that a run draws with."""
-    others = [r.draw.backbone for r in chosen.regens if r.draw and r.draw.backbone]
-    return [chosen.backbone, *(cards.load("backbone", name, [chosen.backbone.root]) for name in others)]
+def needs(chosen: Chosen, roots: Sequence[Path]) -> list[cards.Card | Weights]:
+    """Whatever a run reads that may not be on this machine: benchmarks, and weights of its models.
+
+    Raises:
+        UserError: a regenerator needs a model that neither it nor the profile names.
+    """
+    specs = Specs(chosen.profile, chosen.backbone, roots, fingerprint.FileHashes())
+    found: list[cards.Card | Weights] = [chosen.backbone, *chosen.benches]
+    for regen in chosen.regens:
+        if regen.caption is not None:
+            found.append(specs.captioner(regen))
+        if regen.optimise is not None:
+            specs.clip()
+            found += weights.of_clip(chosen.profile)
+        if regen.draw is not None and regen.draw.backbone is not None:
+            found.append(cards.load("backbone", regen.draw.backbone, roots))
+        if regen.edit is not None:
+            found += weights.of_editor(regen.card.name, regen.edit, regen.card.root)
+    return found
+
+
+def scored(request: Request, chosen: Chosen) -> list[str]:
+    """Every scorer that a run may use."""
+    concepts = [b.concept for b in chosen.benches] or [request.concept or next(iter(chosen.profile.concepts))]
+    wanted = [s for concept in concepts for s in chosen.profile.measures(concept).scorers]
+    return list(dict.fromkeys((*wanted, *request.extra_scorers)))
 
 
 def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> list[str]:
