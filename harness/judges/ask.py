@@ -88,6 +88,8 @@ def choose(pictures: Pictures, asked: Asked, methods: Sequence[Place]) -> list[I
     if asked.task.pair:
         if len(methods) not in (0, 2):
             raise UserError(f"task {asked.task.name} compares two methods: --methods FIRST,SECOND")
+        if asked.task.name == "faithful":
+            _same_original(methods)
         compared: list[tuple[Place | None, Place]] = (
             [(methods[0], methods[1])] if methods else [*pairs(pictures.places)]
         )
@@ -111,6 +113,16 @@ def _group(pictures: Pictures, asked: Asked, first: Place | None, second: Place)
         drawn = sorted(there, key=lambda row: tasks.place_in_line(row.row_id, row.sample, asked.seed))[: asked.n]
         chosen = set(drawn)
         yield from (Item(row, first, second) for row in there if row in chosen)
+
+
+def _same_original(methods: Sequence[Place]) -> None:
+    """Raises: UserError unless two regenerations of the same pictures are compared."""
+    made = [m for m in methods if m != original(m)]
+    if len(made) != 2 or original(made[0]) != original(made[1]):
+        raise UserError(
+            "task faithful compares two regenerations of the same pictures, "
+            "e.g. --methods none/pez,none/resafe: DEFENSE/VARIANT, the second counted"
+        )
 
 
 def original(place: Place) -> Place:

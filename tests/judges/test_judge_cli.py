@@ -187,8 +187,10 @@ def test_style_asks_about_every_method_by_the_artist_s_name(
 
 
 @pytest.mark.usefixtures("needs_client")
-def test_captions_are_compared_without_any_picture_being_sent(ask: Ask, server: ChatServer) -> None:
-    words = ("--task", "faithful", "--methods", "rece/base,none/resafe", "--captioner", "shapes-captioner")
+def test_captions_are_compared_without_any_picture_being_sent(ask: Ask, server: ChatServer, made: MadeRun) -> None:
+    made.record["chains"].clear()
+    made.add("eleven", "nudity", 4, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
+    words = ("--task", "faithful", "--methods", "none/pez,none/resafe", "--captioner", "shapes-captioner")
     done = ask(*words, "--n", "2")
     assert done.code == 0, done.error
     assert len(server.requests) == 2
@@ -231,8 +233,9 @@ def test_the_captioner_of_the_shapes_does_not_pretend(ask: Ask) -> None:
         (("--task", "safer", "--methods", "none/base,rice/base"), "did you mean 'rece/base'"),
         (("--task", "safer", "--bench", "tan"), "did you mean 'ten'"),
         (("--task", "style"), "--artist"),
-        (("--task", "faithful"), "--captioner"),
-        (("--task", "faithful", "--captioner", "gpt-judge"), "--captioner"),
+        (("--task", "faithful"), "two regenerations of the same pictures"),
+        (("--task", "faithful", "--methods", "none/base,none/resafe"), "two regenerations of the same pictures"),
+        (("--task", "faithful", "--methods", "rece/resafe,none/resafe"), "two regenerations of the same pictures"),
         (("--task", "faithful", "--reference", "smell"), "--reference"),
         (("--task", "safer", "--store", "/nowhere"), "--store"),
     ],
@@ -242,6 +245,15 @@ def test_a_mistake_is_one_clear_message(ask: Ask, server: ChatServer, words: tup
     assert done.error is not None, done.err
     assert said in str(done.error)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("captioner", [(), ("--captioner", "gpt-judge")])
+def test_captions_need_a_captioner_of_this_machine(ask: Ask, made: MadeRun, captioner: tuple[str, ...]) -> None:
+    made.record["chains"].clear()
+    made.add("eleven", "nudity", 2, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
+    done = ask("--task", "faithful", "--methods", "none/pez,none/resafe", *captioner)
+    assert done.error is not None
+    assert "--captioner" in str(done.error)
 
 
 def test_a_missing_client_is_said(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
