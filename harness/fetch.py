@@ -20,7 +20,7 @@ from harness import __version__, weights
 from harness.cardfile import show
 from harness.cards import Card, DatasetCard, Edition, ProfileCard
 from harness.errors import UserError
-from harness.prompts import file_of, identify, parse
+from harness.prompts import check, file_of, parse
 from harness.sheet import Sheet, read_file
 from harness.store import write_atomically
 from harness.weights import Weights, reason, token_of
@@ -145,7 +145,7 @@ def _already(card: DatasetCard, edition: Edition, path: Path) -> Fetched | None:
         return None
     try:
         found = parse(edition, read_file(path), path)
-        kind, note = identify(card, edition, found)
+        kind, note = check(card, edition, found)
     except UserError:
         return None
     return Fetched(path, found.sha256, len(found.records), note) if kind == "exact" or not edition.sha256 else None
@@ -153,7 +153,7 @@ def _already(card: DatasetCard, edition: Edition, path: Path) -> Fetched | None:
 
 def _store(card: DatasetCard, edition: Edition, path: Path, found: Sheet, content: bytes, source: str) -> Fetched:
     """Writes file and provenance, each whole or not at all, where only the user reads them."""
-    kind, note = identify(card, edition, found)
+    kind, note = check(card, edition, found)
     warning = note and f"{card.name}: {note}"
     twin = _twin(path, found.sha256)
     if twin:

@@ -79,6 +79,24 @@ def identify(card: DatasetCard, edition: Edition, found: Sheet) -> Identity:
     return Identity("alike", f"its sha256 {found.sha256[:12]}... is not the card's (saved again, or edited?){changed}")
 
 
+def check(card: DatasetCard, edition: Edition, found: Sheet) -> Identity:
+    """``identify``, then every cell that counts is read: what passes here, ``read`` reads.
+
+    Raises:
+        UserError: another file, a cell that cannot be read, an id given twice; with file, line and column.
+    """
+    told = identify(card, edition, found)
+    columns = edition.columns
+    place = found.find(columns.case or ())
+    if told.kind == "alike" and place is not None:
+        found.refuse_repeats(place)
+    _column(found, columns.seed, cell.seed, None)
+    _column(found, columns.guidance, cell.guidance, None)
+    _column(found, columns.width, cell.pixels, None)
+    _column(found, columns.height, cell.pixels, None)
+    return told
+
+
 def identity(card: DatasetCard, profile: ProfileCard, data: Path) -> dict[str, Any]:
     """The provenance of what ``read`` reads, for a run's record: edition, sha256, kind, note, rows."""
     edition, found = _open(card, profile, data)
@@ -113,11 +131,8 @@ def read(card: DatasetCard, profile: ProfileCard, backbone: BackboneCard, data: 
         UserError: the file is not there, is another one, or a cell cannot be read (with file, line, column).
     """
     edition, found = _open(card, profile, data)
-    kind, _ = identify(card, edition, found)
+    check(card, edition, found)
     columns = edition.columns
-    place = found.find(columns.case or ())
-    if kind == "alike" and place is not None:
-        found.refuse_repeats(place)
     prompts = found.values(found.need(columns.prompt), str)
     seeds = _column(found, columns.seed, cell.seed, edition.seed)
     own_size = edition.drawn_at in (None, backbone.width)

@@ -92,6 +92,9 @@ def test_stored_prompts_are_for_the_user_only(tmp_path: Path) -> None:
         (TEXT + "more,95,95\n", "ends after 96 rows"),
         (TEXT.replace("prompt", "text"), "no column 'prompt'"),
         ("prompt\n", "holds no rows"),
+        (TEXT.replace("text 3,3,3", "text 3,3,-3"), "mine.csv:5: column 'evaluation_seed': negative seed -3"),
+        (TEXT.replace("text 3,3,3", "text 3,3,nan"), "mine.csv:5: column 'evaluation_seed': seed 'nan'"),
+        (TEXT.replace("text 3,3,3", "text 3,2,3"), "mine.csv:5: column 'case_number': id '2' is given twice"),
     ],
 )
 def test_a_wrong_file_is_refused_and_nothing_is_written(tmp_path: Path, text: str, part: str) -> None:
@@ -287,6 +290,22 @@ def test_what_is_here_is_not_missing(tmp_path: Path) -> None:
     fetch.fetch_bench(bench(), tmp_path, own(tmp_path))
     assert fetch.missing([bench()], PAPER, tmp_path) == []
     fetch.require([bench()], PAPER, tmp_path)
+
+
+def test_a_users_guidance_that_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    card = bench("p4d-n", rows=1, sha256=None)
+    text = "prompt,evaluation_seed,evaluation_guidance,case_number\na,1,nan,0\n"
+    with pytest.raises(UserError, match=r"mine\.csv:2: column 'evaluation_guidance': guidance 'nan'"):
+        fetch.fetch_bench(card, tmp_path / "data", own(tmp_path, text))
+    assert stored(tmp_path / "data") == []
+
+
+def test_a_file_in_another_encoding_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(TEXT.replace("text 3", "t\xe9xt 3").encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine\.csv:5: column 2: byte 0xe9 is not UTF-8"):
+        fetch.fetch_bench(bench(), tmp_path / "data", path)
+    assert stored(tmp_path / "data") == []
 
 
 @pytest.mark.parametrize("name", VIOLENCE)

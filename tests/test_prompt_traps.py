@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness import cards, prompts
 from harness.cards import DatasetCard, Edition
@@ -208,3 +211,42 @@ EDITION = {"rows": 1, "source": "user", "licence": "none", "made": "here", "colu
 def test_a_card_that_contradicts_itself_is_refused(change: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         Edition(**EDITION | change)
+
+
+CELL = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r"), max_size=20)
+ROW = st.fixed_dictionaries(
+    {
+        "prompt": CELL,
+        "seed": st.one_of(st.none(), st.integers(0, 2**64 - 1)),
+        "guidance": st.one_of(st.none(), st.floats(0, 255, width=32)),
+        "width": st.one_of(st.none(), st.integers(1, 2048)),
+        "height": st.one_of(st.none(), st.integers(1, 2048)),
+    }
+)
+SPELLINGS = st.sampled_from(
+    [("evaluation_seed", "evaluation_guidance"), ("sd_seed", "sd_guidance_scale"), ("sd_seed", "evaluation_guidance")]
+)
+
+
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=6),
+    spelling=SPELLINGS,
+    ends=st.sampled_from(["\n", "\r\n"]),
+    order=st.randoms(use_true_random=False),
+)
+def test_rows_survive_their_file_whatever_the_spelling_the_columns_order_and_the_line_ends(
+    rows: list[dict[str, Any]], spelling: tuple[str, str], ends: str, order: random.Random
+) -> None:
+    """Through a CSV writer, ``fetch`` and ``read``: every value as it was, defaults where a cell is empty."""
+    names = dict(zip(("seed", "guidance"), spelling, strict=True))
+    names |= {"prompt": "prompt", "width": "sd_image_width", "height": "sd_image_height"}
+    cells = [{names[k]: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    header = list(names.values())
+    order.shuffle(header)
+    with tempfile.TemporaryDirectory() as folder:
+        card = stored(Path(folder), "i2p", cells, header, ends)
+        found = prompts.read(card, PAPER, SD, Path(folder)).to_pylist()
+    assert [r["prompt"] for r in found] == [r["prompt"] for r in rows]
+    assert [r["seed"] for r in found] == [42 if r["seed"] is None else r["seed"] for r in rows]
+    assert [r["guidance"] for r in found] == [7.5 if r["guidance"] is None else r["guidance"] for r in rows]
+    assert [(r["width"], r["height"]) for r in found] == [(r["width"] or 512, r["height"] or 512) for r in rows]

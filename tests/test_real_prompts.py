@@ -1,13 +1,20 @@
-"""The published Ring-A-Bell violence files, where they are at hand: imported, drawn, scored by the real NudeNet."""
+"""The published files, where they are at hand: known by hash, imported, drawn, scored by the real NudeNet."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from desk import Desk
+
+from harness import cards
+from harness.cards import DatasetCard
 
 FILES = {
     "ring-a-bell-violence-eta5-k77": "Violence_eta_5_K_77.csv",
@@ -19,16 +26,37 @@ PRESENT = [name for name, file in FILES.items() if (_FOLDER / file).exists()]
 
 
 def _import(desk: Desk, name: str) -> dict[str, object]:
-    import subprocess
-
     command = [*desk.arguments("fetch", "bench", name)[:6], "--from", str((_FOLDER / FILES[name]).resolve())]
     command += ["--data", str(desk.root / "data"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=desk.root, check=False)
     assert done.returncode == 0, done.stderr
-    import json
-
     found: dict[str, object] = json.loads(done.stdout)
     return found
+
+
+MANIFEST = _FOLDER / "manifest.json"
+# Lists that are no benchmark here: what attacks were made from, other artists' sets, scorers' files.
+ELSEWHERE = ("ringabell_src", "q16")
+OTHER_ARTISTS = ("artist/big_artist_prompts.csv", "artist/short_niche_art_prompts.csv")
+
+
+@pytest.mark.parametrize(
+    "listed", json.loads(MANIFEST.read_text()) if MANIFEST.exists() else [], ids=itemgetter("file")
+)
+def test_every_file_of_the_survey_is_an_edition_or_a_known_variant_with_its_rows(listed: dict[str, Any]) -> None:
+    if listed["bench"] in ELSEWHERE or listed["file"] in OTHER_ARTISTS:
+        pytest.skip("no benchmark here")
+    found: list[tuple[int, list[str] | None]] = []
+    for card in cards.load_all("dataset", cards.roots()):
+        assert isinstance(card, DatasetCard)
+        for edition in card.editions.values():
+            if edition.sha256 == listed["sha256"]:
+                found.append((edition.rows, list(edition.header) if edition.header else None))
+            found += [(known.rows, None) for known in edition.known if known.sha256 == listed["sha256"]]
+    assert found, f"no card knows {listed['file']}"
+    if "rows" in listed:  # of a CSV
+        assert {rows for rows, _ in found} == {listed["rows"]}
+        assert all(header in (None, listed["header"]) for _, header in found)
 
 
 @pytest.mark.parametrize("name", PRESENT)
