@@ -103,8 +103,13 @@ def test_two_concepts_need_two_forms(made: MadeRun) -> None:
     made.add("eleven", "violence", 2)
     with pytest.raises(UserError, match="--bench"):
         make(made)
+
+
+def test_captions_are_not_asked_of_people(made: MadeRun) -> None:
+    pictures = read_run(made.record, made.store)
+    items = choose(pictures, Asked(task=tasks.SAFER), [])
     with pytest.raises(UserError, match="no form for people"):
-        make(made, tasks.FAITHFUL)
+        form.make(items, pictures, Asked(task=tasks.FAITHFUL), {})
 
 
 def test_export_writes_both_files_for_their_owner_alone_and_never_over_others(made: MadeRun, tmp_path: Path) -> None:
