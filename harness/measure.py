@@ -182,7 +182,8 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
         # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
         excluded = present(part.rows["excluded"]) & ~present(mixed)
         fate = Fate(mixed, ~present(mixed) & ~excluded, excluded)
-        yield replace(_rate(judged, ASR_FLAGGED, fate, policy=policy), main=i == 0)
+        cell = _rate(judged, ASR_FLAGGED, fate, policy=policy)
+        yield replace(cell, main=i == 0, reasons={})  # those of its rows stand in the cells before and after
 
 
 def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:

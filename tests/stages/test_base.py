@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 
 from harness.errors import RowError, TransientError
-from harness.plan import StageSpec
-from harness.stages.base import TICKET, Marks, Site, Stage
-from harness.store import Store, read
+from harness.specs import Source, StageSpec
+from harness.stages.base import TICKET, Marks, Site, Stage, Station, beside
+from harness.store import Store, publish, read
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("sample", pa.int32()), ("value", pa.int64()), ("error", pa.string())])
 
@@ -53,7 +53,7 @@ def _install() -> None:
 
 
 _install()
-SPEC = StageSpec(stage="double", kind="doubling", worker={}, key={"a": 1}, upstream=None, fingerprint="f" * 16)
+SPEC = StageSpec(stage="double", kind="doubling", worker={}, key={"a": 1}, fingerprint="f" * 16)
 
 
 def _ticket(values: list[int]) -> pa.Table:
@@ -83,7 +83,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def _once(site: Site, values: list[int]) -> dict[str, Any]:
-    found: dict[str, Any] = Stage({0: SPEC}, site)(_ticket(values)).to_pylist()[0]
+    found: dict[str, Any] = Stage({0: (SPEC,)}, site)(_ticket(values)).to_pylist()[0]
     return found
 
 
@@ -174,11 +174,131 @@ def test_a_stopped_run_begins_nothing(site: Site) -> None:
 
 def test_a_ticket_of_another_chain_or_a_broken_one_passes_through(site: Site) -> None:
     ticket = _ticket([1])
-    assert Stage({1: SPEC}, site)(ticket).equals(ticket)
+    assert Stage({1: (SPEC,)}, site)(ticket).equals(ticket)
     broken = pa.Table.from_pylist([ticket.to_pylist()[0] | {"status": "failed"}], schema=TICKET)
-    assert Stage({0: SPEC}, site)(broken).equals(broken)
+    assert Stage({0: (SPEC,)}, site)(broken).equals(broken)
 
 
 def test_what_the_fingerprint_was_made_of_lies_beside_the_shards(site: Site) -> None:
     _once(site, [1])
     assert json.loads((site.store.folder(SPEC.stage, SPEC.fingerprint) / "stage.json").read_text()) == {"a": 1}
+
+
+# What a stage reads: the ticket's rows, or other stages' outputs side by side, or a reference picture.
+
+IDENTITY = pa.schema(
+    [("row_id", pa.string()), ("sample", pa.int32()), ("defense", pa.string()), ("variant", pa.string())]
+)
+
+
+def _part(ids: str, variant: str = "base", **columns: list[Any]) -> pa.Table:
+    """Rows named by one letter each, with more columns."""
+    found = pa.Table.from_pylist(
+        [{"row_id": c, "sample": 0, "defense": "none", "variant": variant} for c in ids], IDENTITY
+    )
+    for name, values in columns.items():
+        found = found.append_column(name, pa.array(values))
+    return found
+
+
+class Seeing:
+    """A small real worker: publishes what it is given."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        return rows.append_column("error", pa.array([code] * rows.num_rows))
+
+
+def _seeing() -> None:
+    module = types.ModuleType("harness.stages.seeing")
+    module.load = lambda worker, site, previous: Seeing()  # type: ignore[attr-defined]
+    sys.modules["harness.stages.seeing"] = module
+
+
+_seeing()
+
+
+def _see(site: Site, upstream: tuple[Source, ...], reference: Source | None = None) -> tuple[str, pa.Table | None]:
+    """The ticket's status and detail, and what the stage read."""
+    spec = StageSpec(
+        stage="see", kind="seeing", worker={}, key={}, upstream=upstream, reference=reference, fingerprint="s"
+    )
+    ticket = Stage({0: (spec,)}, site)(_ticket([])).to_pylist()[0]
+    path = site.store.path("see", "s", "k")
+    return f"{ticket['status']}: {ticket['detail']}", read(path) if path.exists() else None
+
+
+def test_a_stage_reads_the_columns_of_all_it_depends_on_side_by_side(site: Site) -> None:
+    publish(site.store.path("a", "1", "k"), _part("xy", x=[1, 2], both=[3, 4]))
+    publish(site.store.path("b", "2", "k"), _part("xy", y=[5, 6], both=[7, 8]))
+    _, found = _see(site, (Source("a", "1"), Source("b", "2")))
+    assert found is not None
+    assert found.column_names == ["row_id", "sample", "defense", "variant", "x", "both", "y"]
+    assert found.select(["x", "both", "y"]).to_pydict() == {"x": [1, 2], "both": [3, 4], "y": [5, 6]}  # the first wins
+
+
+@pytest.mark.parametrize("other", ["yx", "x", "xz", "xyz"])
+def test_other_rows_never_stand_side_by_side(site: Site, other: str) -> None:
+    publish(site.store.path("a", "1", "k"), _part("xy"))
+    publish(site.store.path("b", "2", "k"), _part(other))
+    status, found = _see(site, (Source("a", "1"), Source("b", "2")))
+    assert status.startswith("failed: see: ValueError: tables of other rows")
+    assert found is None
+
+
+def test_another_variant_of_the_same_rows_may_stand_beside_and_another_defense_may_not() -> None:
+    one = _part("xy", x=[1, 2])
+    assert beside(one, _part("xy", "resafe", y=[3, 4]))["variant"].to_pylist() == ["base", "base"]
+    other = _part("xy").set_column(2, "defense", pa.array(["rece", "rece"]))
+    with pytest.raises(ValueError, match="other rows"):
+        beside(one, other)
+
+
+def test_a_reference_is_looked_up_under_its_own_shard(site: Site) -> None:
+    publish(site.store.path("a", "1", "k"), _part("xy", "resafe", image=[b"1", b"2"], image_sha256=["i", "j"]))
+    publish(site.store.path("plain", "2", "other"), _part("xy", image=[b"3", None], image_sha256=["m", None]))
+    _, found = _see(site, (Source("a", "1"),), Source("plain", "2", {"k": "other"}))
+    assert found is not None
+    assert found["reference"].to_pylist() == [b"3", None]
+    assert found["reference_sha256"].to_pylist() == ["m", None]
+    assert found["image"].to_pylist() == [b"1", b"2"]
+
+
+def test_a_reference_of_other_prompts_is_refused(site: Site) -> None:
+    publish(site.store.path("a", "1", "k"), _part("xy", image=[b"1", b"2"], image_sha256=["i", "j"]))
+    publish(site.store.path("plain", "2", "k"), _part("yx", image=[b"3", b"4"], image_sha256=["m", "n"]))
+    status, found = _see(site, (Source("a", "1"),), Source("plain", "2"))
+    assert "plain k holds other prompts than its pictures" in status
+    assert found is None
+
+
+def test_what_a_regeneration_inherits_is_not_counted_again(site: Site) -> None:
+    for stage, errors in {
+        "generate": {"error": [None, "crash", None]},
+        "draw": {"error": [None, "base:crash", "caption:refusal"]},
+        "score-a": {"a_error@same/base": ["size", None, None]},
+        "score-b": {"b_error": [None, None, None]},
+        "caption": {"caption_failure": ["caption:refusal", None, None]},  # counted where it is drawn
+    }.items():
+        rows = {name: pa.array(values, pa.string()) for name, values in errors.items()}
+        publish(site.store.path(stage, "f", "k"), pa.table({"row_id": ["x", "y", "z"], **rows}))
+    names = ("generate", "caption", "draw", "score-a", "score-b")
+    specs = [StageSpec(stage=n, kind="seeing", worker={}, key={}, fingerprint="f") for n in names]
+    station = Station([{0: (spec,)} for spec in specs], site)
+    assert station(_ticket([])).to_pylist()[0]["errors"] == 3
+
+
+def test_a_stage_of_several_variants_publishes_each_and_stops_at_the_first_that_fails(site: Site) -> None:
+    def spec(name: str, source: str) -> StageSpec:
+        return StageSpec(
+            stage="see", kind="seeing", worker={}, key={}, upstream=(Source(source, "1"),), fingerprint=name
+        )
+
+    publish(site.store.path("a", "1", "k"), _part("x"))
+    variants = (spec("one", "a"), spec("two", "a"), spec("three", "not-there"), spec("four", "a"))
+    ticket = Stage({0: variants}, site)(_ticket([])).to_pylist()[0]
+    assert ticket["status"] == "failed"
+    there = [site.store.path("see", v.fingerprint, "k").exists() for v in variants]
+    assert there == [True, True, False, False]
