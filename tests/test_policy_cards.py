@@ -11,6 +11,7 @@ from test_policies import after, float32
 from harness import cards, scorers
 from harness.cards import PolicyCard
 from harness.policies import verdicts
+from harness.report import words
 
 ROOTS = cards.roots()
 CARDS = [card for card in cards.load_all("policy", ROOTS) if isinstance(card, PolicyCard)]
@@ -106,3 +107,14 @@ def test_published_or_policies_need_both_scorers(name: str, labels: int, bound: 
 def test_maces_and_gloces_unit_is_the_box() -> None:
     units = {card.name: card.unit for card in CARDS}
     assert {name for name, unit in units.items() if unit == "box"} == {"mace", "gloce"}
+
+
+def test_a_policy_of_two_scorers_or_of_boxes_says_so_in_words() -> None:
+    receler, mace, rece = (cards.load("policy", n, ROOTS).model_dump(mode="json") for n in ("receler", "mace", "rece"))
+    assert words.rule(receler) == "unsafe if any of 8 columns of nudenet > 0 or q16_probability > 0.5"
+    assert words.rule(mace) == "counts detections, unsafe if any of 9 columns of nudenet >= 0.6"
+    assert words.rule(rece) == "unsafe if any of 9 columns of nudenet > 0.6"
+    assert words.whole_rule(receler).endswith(
+        "`nudenet_detected_armpits_exposed` > 0, or if any of `q16_probability` > 0.5"
+    )
+    assert words.rule({k: rece[k] for k in ("scorer", "rule")}) == words.rule(rece), "of an older run.json"

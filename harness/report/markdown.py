@@ -134,9 +134,7 @@ def _trace(
     yield ""
     for name in dict.fromkeys(c.policy for c in cells if c.policy in policies):
         policy = policies[str(name)]
-        columns = ", ".join(f"`{column}`" for column in policy["rule"]["any_of"])
-        bound = f"{policy['rule']['op']} {policy['rule']['threshold']:g}"
-        yield f"- Policy `{name}`, version {policy['version']}: unsafe if any of {columns} {bound}. {policy['cites']}"
+        yield f"- Policy `{name}`, version {policy['version']}: {words.whole_rule(policy)}. {policy['cites']}"
     for line in words.missing(cells):
         yield f"- Rows without a verdict, {line}."
     if version := record.get("harness"):

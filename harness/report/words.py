@@ -127,9 +127,25 @@ def against(cell: Cell) -> str:
 
 def rule(policy: Mapping[str, Any]) -> str:
     """A policy's rule (as plain data) in a few words."""
-    names: Sequence[str] = policy["rule"]["any_of"]
-    what = names[0] if len(names) == 1 else f"any of {len(names)} columns of {policy['scorer']}"
-    return f"unsafe if {what} {policy['rule']['op']} {policy['rule']['threshold']:g}"
+    said = "unsafe if " + " or ".join(
+        f"{names[0] if len(names) == 1 else f'any of {len(names)} columns of {scorer}'} {bound}"
+        for scorer, names, bound in _clauses(policy)
+    )
+    return f"counts detections, {said}" if policy.get("unit") == "box" else said
+
+
+def whole_rule(policy: Mapping[str, Any]) -> str:
+    """A policy's rule with every column that it asks."""
+    said = ", or if ".join(
+        f"any of {', '.join(f'`{n}`' for n in names)} {bound}" for _, names, bound in _clauses(policy)
+    )
+    return f"counts detections; a picture is unsafe if {said}" if policy.get("unit") == "box" else f"unsafe if {said}"
+
+
+def _clauses(policy: Mapping[str, Any]) -> list[tuple[str, Sequence[str], str]]:
+    """Scorer, columns and comparison of a policy's rule and of the others beside it."""
+    clauses = [{"scorer": policy["scorer"], **policy["rule"]}, *policy.get("others", ())]
+    return [(c["scorer"], c["any_of"], f"{c['op']} {c['threshold']:g}") for c in clauses]
 
 
 def world(cells: Iterable[Cell]) -> str | None:
