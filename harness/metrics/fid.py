@@ -22,28 +22,49 @@ class Gaussian(NamedTuple):
     """A set of features as its moments."""
 
     mean: Array  # (d,)
-    covariance: Array  # (d, d), unbiased
+    factor: Array  # (d, r): the covariance, unbiased, is factor @ factor.T
     n: int
 
+    @classmethod
+    def of(cls, features: NDArray[np.floating]) -> Gaussian:
+        """Moments of a set, in float64.
 
-def gaussian(features: NDArray[np.floating]) -> Gaussian:
-    """Moments of a set, in float64.
+        Args:
+            features: (n, d), n of 2 or more.
 
-    Args:
-        features: (n, d), n of 2 or more.
+        Raises:
+            ValueError: another shape, fewer than two rows, or a number that is not finite.
+        """
+        rows = _checked(features)
+        n, d = rows.shape
+        mean = rows.mean(0)
+        centred = rows - mean
+        # Up to d pictures are a factor themselves; of more, the covariance is smaller.
+        factor = centred.T / np.sqrt(n - 1) if n <= d else _factor(centred.T @ centred / (n - 1))
+        return cls(mean, factor, n)
 
-    Raises:
-        ValueError: another shape, fewer than two rows, or a number that is not finite.
-    """
-    rows = _checked(features)
-    return Gaussian(rows.mean(0), np.atleast_2d(np.cov(rows, rowvar=False)), len(rows))
+    @classmethod
+    def known(cls, mean: Array, covariance: Array, n: int) -> Gaussian:
+        """From moments that are known, such as published ones of a reference set.
+
+        Args:
+            mean: (d,).
+            covariance: (d, d), symmetric.
+            n: pictures they are of.
+
+        Raises:
+            ValueError: shapes that do not agree.
+        """
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"moments are (d,) and (d, d), got {mean.shape} and {covariance.shape}")
+        return cls(mean.astype(np.float64), _factor(covariance.astype(np.float64)), n)
 
 
 def frechet(first: Gaussian, second: Gaussian) -> float:
     """Frechet distance of two Gaussians, squared (as FID is).
 
-    The trace of (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2), which needs no square root of a
-    matrix that is not symmetric, and stays right where n < d leaves the covariances singular.
+    With S1 = F1 F1' and S2 = F2 F2', the trace of (S1 S2)^(1/2) is the sum of the singular values of F1' F2: no square
+    root of a matrix that is not symmetric, and right where n < d leaves the covariances singular.
 
     Raises:
         ValueError: features of different lengths.
@@ -51,8 +72,8 @@ def frechet(first: Gaussian, second: Gaussian) -> float:
     if first.mean.shape != second.mean.shape:
         raise ValueError(f"features of {len(first.mean)} and of {len(second.mean)} numbers do not compare")
     gap = first.mean - second.mean
-    shared = np.linalg.norm(_root(first.covariance) @ _root(second.covariance), "nuc")
-    distance = gap @ gap + np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
+    shared = np.linalg.norm(first.factor.T @ second.factor, "nuc")
+    distance = gap @ gap + (first.factor**2).sum() + (second.factor**2).sum() - 2 * shared
     return max(0.0, float(distance))
 
 
@@ -60,9 +81,9 @@ def fid(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """Frechet distance of two sets of features, (n, d) and (m, d).
 
     Raises:
-        ValueError: as ``gaussian`` and ``frechet``.
+        ValueError: as ``Gaussian.of`` and ``frechet``.
     """
-    return frechet(gaussian(first), gaussian(second))
+    return frechet(Gaussian.of(first), Gaussian.of(second))
 
 
 def kid(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
@@ -76,7 +97,7 @@ def kid(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
         second: (m, d), likewise.
 
     Raises:
-        ValueError: as ``gaussian`` and ``frechet``.
+        ValueError: as ``Gaussian.of`` and ``frechet``.
     """
     x, y = _checked(first), _checked(second)
     if x.shape[1] != y.shape[1]:
@@ -95,11 +116,12 @@ def _kernel(x: Array, y: Array) -> Array:
     return values
 
 
-def _root(covariance: Array) -> Array:
-    """Symmetric square root of a positive semidefinite matrix."""
+def _factor(covariance: Array) -> Array:
+    """(d, r) of full rank whose product with its transpose is the positive semidefinite ``covariance``."""
     values, vectors = np.linalg.eigh(covariance)
-    root: Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return root
+    there = values > 0
+    factor: Array = vectors[:, there] * np.sqrt(values[there])
+    return factor
 
 
 def _checked(features: NDArray[np.floating]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,16 @@ def file(stem: str, name: str, given: object, how: str) -> Path:
     if not path.is_file():
         raise UserError(f"scorer {stem!r}: no file {str(path)!r} ({name}); {how}")
     return path
+
+
+def cached(*names: str) -> Path:
+    """The first of these files that lies where torch keeps what it downloads, else where the first would.
+
+    As ``torch.hub.get_dir()`` says, without importing torch.
+    """
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    folder = Path(home).expanduser() / "hub" / "checkpoints"
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 class Model(NamedTuple):

@@ -15,7 +15,6 @@ imported, so that torchvision is not needed; trunks from torchvision's files, in
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
 from harness.scorers import Image, options, pairs_in_micro_batches
-from harness.scorers._sources import file, micro_batch
+from harness.scorers._sources import cached, file, micro_batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,14 +158,8 @@ def _nets(given: object) -> list[str]:
 def _trunk(chosen: Mapping[str, Any], net: str) -> Path:
     """The ImageNet weights of a network."""
     name = TRUNKS[net]
-    given = chosen[f"trunk_{net}"] or _cache() / name
+    given = chosen[f"trunk_{net}"] or cached(name)
     return file("lpips", f"trunk_{net}", given, f"download https://download.pytorch.org/models/{name} to there")
-
-
-def _cache() -> Path:
-    """Where torch keeps what it downloads (``torch.hub.get_dir()``, without importing torch)."""
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
-    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def _heads(folder: object, net: str) -> Path:

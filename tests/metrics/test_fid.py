@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from harness.metrics.fid import Gaussian, fid, frechet, gaussian, kid
+from harness.metrics.fid import Gaussian, fid, frechet, kid
 
 Array = np.ndarray
 
@@ -41,8 +41,8 @@ def test_of_known_gaussians(axes: list[tuple[float, float, float, float]], seed:
     """Covariances with shared axes: a sum over them of (m1 - m2)^2 + (s1 - s2)^2, whatever the rotation."""
     m1, m2, s1, s2 = (np.array(values) for values in zip(*axes, strict=True))
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(axes),) * 2))[0]
-    first = Gaussian(turn @ m1, (turn * s1**2) @ turn.T, 2)
-    second = Gaussian(turn @ m2, (turn * s2**2) @ turn.T, 2)
+    first = Gaussian.known(turn @ m1, (turn * s1**2) @ turn.T, 2)
+    second = Gaussian.known(turn @ m2, (turn * s2**2) @ turn.T, 2)
     assert frechet(first, second) == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum(), abs=1e-9)
 
 
@@ -51,7 +51,7 @@ def test_of_covariances_that_do_not_commute() -> None:
     s1, s2 = np.array([[2.0, 0.9], [0.9, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
     shared = np.sqrt(np.trace(s1 @ s2) + 2 * np.sqrt(np.linalg.det(s1 @ s2)))
     zero = np.zeros(2)
-    assert frechet(Gaussian(zero, s1, 9), Gaussian(zero, s2, 9)) == pytest.approx(7 - 2 * shared, abs=1e-12)
+    assert frechet(Gaussian.known(zero, s1, 9), Gaussian.known(zero, s2, 9)) == pytest.approx(7 - 2 * shared, abs=1e-12)
 
 
 def test_fewer_pictures_than_numbers_are_no_trouble() -> None:
@@ -117,6 +117,18 @@ def test_what_is_no_set_of_features_is_refused(wrong: Array, message: str) -> No
             measure(wrong, np.ones((3, 5)))
 
 
-def test_moments_of_one_number_a_picture() -> None:
-    mean, covariance, n = gaussian(np.array([[1.0], [3.0]]))
-    assert (mean.tolist(), covariance.tolist(), n) == ([2.0], [[2.0]], 2)
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 7), (7, 7), (8, 7), (50, 4)])
+def test_moments_are_those_of_the_set(n: int, d: int) -> None:
+    rows = features(n, d, seed=3, shift=2)
+    mean, factor, count = Gaussian.of(rows)
+    assert count == n
+    assert mean == pytest.approx(rows.mean(0))
+    assert factor @ factor.T == pytest.approx(np.atleast_2d(np.cov(rows, rowvar=False)), abs=1e-12)
+
+
+def test_known_moments_of_a_set_are_the_set() -> None:
+    x, y = features(9, 6, 0), features(40, 6, 1)
+    known = Gaussian.known(x.mean(0), np.cov(x, rowvar=False), 9)
+    assert frechet(known, Gaussian.of(y)) == pytest.approx(fid(x, y), rel=1e-9)
+    with pytest.raises(ValueError, match=r"got \(6,\) and \(5, 5\)"):
+        Gaussian.known(np.zeros(6), np.eye(5), 9)
