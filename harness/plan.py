@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cards, fingerprint, images, prompts, regenerators, scorers, weights
+from harness import cards, fingerprint, images, overrides, prompts, regenerators, scorers, weights
 from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.chain import Chain, Shard, Variant
@@ -153,7 +153,7 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
         UserError: an unknown name or a malformed card.
     """
     profile = cards.load("profile", request.profile, roots)
-    backbone = cards.load("backbone", request.backbone or profile.backbone, roots)
+    backbone = overrides.backbone(request.backbone or profile.backbone, roots)
     asked_for = [] if request.images else _names(request.benches, "dataset", roots)
     benches = [cards.load("dataset", b, roots) for b in asked_for]
     if "all" in request.benches:
@@ -199,7 +199,7 @@ def needs(chosen: Chosen, roots: Sequence[Path]) -> list[cards.Card | Weights]:
             specs.clip()
             found += weights.of_clip(chosen.profile)
         if regen.draw is not None and regen.draw.backbone is not None:
-            found.append(cards.load("backbone", regen.draw.backbone, roots))
+            found.append(overrides.backbone(regen.draw.backbone, roots))
         if regen.edit is not None:
             found += weights.of_editor(regen.card.name, regen.edit, regen.card.root)
     return found

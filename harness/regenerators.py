@@ -11,20 +11,21 @@ A card has a section for each step it takes. A *variant* is a card with, if so w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from harness import cards
+from harness import cards, overrides
 from harness.cardfile import show
 from harness.cards import Amount, Card, Count, Model
 from harness.editors import Edit
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 
 NONE = "none"
+_OWN = ("text", "words", "memory_gb", "files", "licence", "gated", "lora")  # a card's own business
 Section = Literal["caption", "optimise", "draw", "edit"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
@@ -147,18 +148,27 @@ def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Re
 
 
 def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
-    name, *changes = spec.split(":")
+    name, asked = overrides.parse(spec, "--regen")
     card = cards.load("regenerator", name, roots)
     plain = _merged(card, edition, {})
-    asked = dict(_changes(spec, changes, card, plain))
+    homes = {
+        key: section
+        for section, held in plain.items()
+        if held is not None
+        for key in type(held).model_fields
+        if key not in _OWN
+    }
+    overrides.known(spec, "--regen", asked, list(homes), card.path)
+    by_section: dict[str, dict[str, str]] = {}
+    for key in sorted(asked, key=list(homes).index):
+        by_section.setdefault(homes[key], {})[key] = asked[key]
     try:
-        changed = _merged(card, edition, asked)
+        changed = _merged(card, edition, by_section)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--regen {spec!r}: {first['loc'][-1]}: {first['msg']}") from None
+        raise overrides.refused(spec, "--regen", error) from None
     differ = [
-        f":{key}={_said(getattr(changed[section], key))}"
-        for section, keys in asked.items()
+        f":{key}={overrides.said(getattr(changed[section], key))}"
+        for section, keys in by_section.items()
         for key in keys
         if getattr(changed[section], key) != getattr(plain[section], key)
     ]
@@ -167,28 +177,6 @@ def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
             f"--regen {spec!r}: alpha above 0 mixes in a caption, and {name} makes none; see {show(card.path)}"
         )
     return Regenerator(name + "".join(differ), card, **changed)
-
-
-def _changes(
-    spec: str, changes: Sequence[str], card: RegeneratorCard, sections: Mapping[str, Model | None]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What ``key=value`` texts change, by section, in the order of the card's model."""
-    there = {name: section for name, section in sections.items() if section is not None}
-    homes = {key: name for name, section in there.items() for key in type(section).model_fields}
-    asked: dict[str, dict[str, str]] = {}
-    for change in changes:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise UserError(f"--regen {spec!r}: {change!r} is no KEY=VALUE")
-        if key not in homes:
-            raise UserError(
-                f"--regen {spec!r}: {card.name} has no {key!r}{nearest(key, homes)} "
-                f"(it has: {', '.join(homes)}); see {show(card.path)}"
-            )
-        asked.setdefault(homes[key], {})[key] = value
-    for name, section in there.items():
-        if name in asked:
-            yield name, {k: asked[name][k] for k in type(section).model_fields if k in asked[name]}
 
 
 def _merged(card: RegeneratorCard, edition: str, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -205,8 +193,3 @@ def _merged(card: RegeneratorCard, edition: str, asked: Mapping[str, Mapping[str
             values |= layer
         found[name] = type(section).model_validate(values)
     return found
-
-
-def _said(value: Any) -> str:
-    """A value as a variant's name says it."""
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

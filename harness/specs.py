@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import cards, defenses, fingerprint, guard, scorers
+from harness import cards, defenses, fingerprint, guard, overrides, scorers
 from harness.cards import BackboneCard, DefenseCard, ProfileCard, Weights
 from harness.errors import UserError
 from harness.schema import VERSION
 
 if TYPE_CHECKING:
+    from harness.editors import Edit
     from harness.judges.card import JudgeCard
     from harness.regenerators import Regenerator
 
@@ -64,6 +65,7 @@ class StageSpec:
     reference: Source | None = None  # whose pictures it compares with
     gpu: bool = False  # whether it runs on a GPU where there is one
     memory_gb: float = 0.0  # of one copy at work there
+    seconds_per_image: float = 0.0  # of what draws, by its card's estimate
     fingerprint: str
 
     @property
@@ -84,7 +86,7 @@ class Specs:
     def generate(self, defense: DefenseCard, concept: str) -> StageSpec:
         """Draw the benchmark's prompts under a defense."""
         worker, key = self._drawing(self.backbone, defense, concept)
-        return _spec("generate", worker, key, gpu=True, memory_gb=self.backbone.memory_gb)
+        return _spec("generate", worker, key, gpu=True, **_estimates(self.backbone))
 
     def given(self) -> StageSpec:
         """Take pictures that were not drawn here, from their files."""
@@ -157,7 +159,7 @@ class Specs:
         """
         assert regen.draw is not None
         other = regen.draw.backbone
-        backbone = cards.load("backbone", other, self.roots) if other else self.backbone
+        backbone = overrides.backbone(other, self.roots) if other else self.backbone
         drawing, key = self._drawing(backbone, defense, concept)
         worker = {
             "drawing": drawing,
@@ -172,7 +174,7 @@ class Specs:
             "code": fingerprint.code([*_DRAW_MODULES, *defenses.modules(defense.mechanism), "harness.stages.draw"]),
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
-        return _spec("draw", worker, key, (generate, *made), gpu=True, memory_gb=backbone.memory_gb)
+        return _spec("draw", worker, key, (generate, *made), gpu=True, **_estimates(backbone))
 
     def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
         """Have an image-to-image editor change each picture."""
@@ -198,7 +200,7 @@ class Specs:
             "variant": regen.variant, "edit": edit.model_dump(mode="json"), "root": str(root),
             "concept": concept, "name": name,
         }  # fmt: skip
-        return _spec("edit", worker, key, (generate,), gpu=True, memory_gb=edit.memory_gb)
+        return _spec("edit", worker, key, (generate,), gpu=True, **_estimates(edit))
 
     def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the pictures of ``images``.
@@ -318,6 +320,10 @@ def _held(model: Weights | JudgeCard) -> dict[str, Any]:
     return {
         "source": model.source, "revision": model.revision, "dtype": model.dtype, "micro_batch": model.micro_batch
     }  # fmt: skip
+
+
+def _estimates(card: BackboneCard | Edit) -> dict[str, Any]:
+    return {"memory_gb": card.memory_gb, "seconds_per_image": card.seconds_per_image}
 
 
 def _spec(

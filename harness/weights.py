@@ -189,6 +189,7 @@ def find(name: str, roots: Sequence[Path]) -> list[Weights]:
     """
     from harness import scorers
 
+    name = name.partition(":")[0]  # the weights are the same however they are sampled
     kinds: tuple[cards.Kind, ...] = ("backbone", "judge", "regenerator", "profile")
     known = {kind: cards.names(kind, roots) for kind in kinds}
     stems = scorers.names()

@@ -28,7 +28,10 @@ Regen = Annotated[
         "Default: the profile's. See `harness list regenerators`.",
     ),
 ]
-Backbone = Annotated[str | None, typer.Option("--backbone", help="Instead of the profile's.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Instead of the profile's; sampled otherwise as sd-1-4:steps=25:guidance=5."),
+]
 Concept = Annotated[
     str | None,
     typer.Option("--concept", help="What defense and regenerator remove, when not the benchmark's own concept."),
@@ -90,7 +93,7 @@ def evaluate(
     request = _request(context.params)
     places = options.places(store, out, data, cards)
     if dry_run:
-        _print_plan(request, places, json)
+        _print_plan(request, places, num_gpus, gpu_memory, json)
         return
     running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
     if discard_images:
@@ -112,11 +115,13 @@ def plan(
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
     cards: options.Cards = None,
+    num_gpus: running.NumGpus = None,
+    gpu_memory: running.GpuMemory = None,
     json: options.Json = False,
 ) -> None:
     """Say what an eval would do: stages, shards, what is there already, expected hours and disk. Loads no model."""
     request = _request(context.params)
-    _print_plan(request, options.places(store, options.OUT, data, cards), json)
+    _print_plan(request, options.places(store, options.OUT, data, cards), num_gpus, gpu_memory, json)
 
 
 def _request(chosen: Mapping[str, Any]) -> Request:
@@ -132,11 +137,12 @@ def _request(chosen: Mapping[str, Any]) -> Request:
     )
 
 
-def _print_plan(request: Request, places: Places, json: bool) -> None:
+def _print_plan(request: Request, places: Places, num_gpus: int | None, gpu_memory: float | None, json: bool) -> None:
     from harness.cli.outlook import outlook, show
     from harness.evaluate import prepare
 
-    found = outlook(prepare(request, places), places.store)
+    gpus, memory = running.gpus(num_gpus, gpu_memory)
+    found = outlook(prepare(request, places), places.store, gpus, memory)
     if json:
         options.emit(found)
     else:

@@ -39,10 +39,7 @@ def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | No
 
     if executor not in ("ray", "inline"):
         raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
-    if num_gpus is None:
-        num_gpus = visible_gpus()
-    if num_gpus and gpu_memory is None:
-        gpu_memory = _gpu_memory()
+    num_gpus, gpu_memory = gpus(num_gpus, gpu_memory)
     if workers is None:
         workers = num_gpus or len(os.sched_getaffinity(0))
     found = Resources(
@@ -54,6 +51,12 @@ def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | No
     )
     check(found)
     return found
+
+
+def gpus(number: int | None, memory_gb: float | None) -> tuple[int, float | None]:
+    """How many GPUs to use and the GB of one, asked of the machine where nobody said."""
+    number = visible_gpus() if number is None else number
+    return number, _gpu_memory() if number and memory_gb is None else memory_gb
 
 
 def visible_gpus() -> int:
