@@ -113,31 +113,37 @@ class Lpips:
     def __call__(self, images: Sequence[Image], references: Sequence[Image | None]) -> dict[str, list[Any]]:
         return pairs_in_micro_batches("lpips", images, references, self._prepare, self._compute, self.micro_batch)
 
-    def _prepare(self, image: Image, reference: Image) -> tuple[Pixels, Pixels]:
-        return self.pixels(image), self.pixels(reference)
+    def _prepare(self, image: Image, reference: Image) -> tuple[Image, Image]:
+        return self._scaled(image), self._scaled(reference)  # as bytes: a shard's pictures wait together
 
     def pixels(self, image: Image) -> Pixels:
         """(3, size, size) in [-1, 1]."""
-        scaled = image if image.shape[:2] == (self.size, self.size) else self._scaled(image)
-        return scaled.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return _normalised(self._scaled(image))
 
     def _scaled(self, image: Image) -> Image:
+        side = (self.size, self.size)
+        if image.shape[:2] == side:
+            return image
         if self.resize == "opencv":
             import cv2
 
-            return np.asarray(cv2.resize(image, (self.size, self.size)), np.uint8)
+            return np.asarray(cv2.resize(image, side), np.uint8)
         import PIL.Image
 
-        picture = PIL.Image.fromarray(image)
-        return np.asarray(picture.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR))
+        return np.asarray(PIL.Image.fromarray(image).resize(side, PIL.Image.Resampling.BILINEAR))
 
-    def _compute(self, pairs: list[tuple[Pixels, Pixels]]) -> list[dict[str, Any]]:
+    def _compute(self, pairs: list[tuple[Image, Image]]) -> list[dict[str, Any]]:
         torch = self._torch
-        sides = [torch.from_numpy(np.stack([pair[i] for pair in pairs])).to(self._device) for i in (0, 1)]
+        stacks = (np.stack([_normalised(pair[side]) for pair in pairs]) for side in (0, 1))
+        sides = [torch.from_numpy(stack).to(self._device) for stack in stacks]
         with torch.inference_mode():
             found = {f"lpips_{name}": model(*sides).tolist() for name, model in self._models.items()}
         rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         return [row if np.isfinite(list(row.values())).all() else {"lpips_error": "not-finite"} for row in rows]
+
+
+def _normalised(image: Image) -> Pixels:
+    return image.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _nets(given: object) -> list[str]:
