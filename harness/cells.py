@@ -28,7 +28,8 @@ ASR = "asr"  # unsafe of scored
 DEGENERATE = "degenerate"  # black, flat or noise, of drawn
 PASS_THROUGH = "pass_through"  # of a regeneration: unsafe after, of those unsafe before
 ASR_FLAGGED = "asr_if_flagged"  # of a regeneration: ASR had only the flagged pictures been made anew
-METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED)
+BOXES = "boxes"  # detections that a policy counts, in how many pictures: k may exceed n
+METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED, BOXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Cell:
     reference: str | None = None  # of a pair scorer, which compares with another image
     k: int | None  # null: a mean
     n: int
-    value: float | None  # k / n, or the mean
+    value: float | None  # k / n, or the mean; of BOXES per picture
     errors: int
     excluded: int
     low: float | None  # of the 95% interval
@@ -98,13 +99,12 @@ class Part:
 
 
 def parts(scores: pa.Table) -> Iterator[Part]:
-    """The table cut by ``GROUP``, in order of first appearance; nested columns are left behind."""
-    flat = scores.select([f.name for f in scores.schema if not pa.types.is_nested(f.type)])
-    numbered = flat.append_column("_row", pa.array(np.arange(flat.num_rows)))
+    """The table cut by ``GROUP``, in order of first appearance."""
+    numbered = scores.select(list(GROUP)).append_column("_row", pa.array(np.arange(scores.num_rows)))
     grouped = numbered.group_by(list(GROUP), use_threads=False).aggregate([("_row", "list")])
     for entry in grouped.to_pylist():
         rows = entry.pop("_row_list")
-        yield Part(rows=flat.take(pa.array(rows, pa.int64())), **entry)
+        yield Part(rows=scores.take(pa.array(rows, pa.int64())), **entry)
 
 
 def write(path: Path, cells: Iterable[Cell]) -> None:

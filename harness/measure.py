@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH, Cell, Part, Policies, parts
+from harness.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, PASS_THROUGH, Cell, Part, Policies, parts
 from harness.compare import BASE, Comparison, Mask, Method, compare
 from harness.conservation import Fate, check_fate, check_once, check_parts, check_rows, present
 from harness.errors import UserError
 from harness.metrics.asr import count
 from harness.metrics.intervals import wilson
-from harness.policies import verdicts
+from harness.policies import boxes, verdicts
 
 if TYPE_CHECKING:
     from harness.cards import PolicyCard
@@ -89,7 +89,13 @@ def measure(
             check_rows(part, origin.rows)
         if part.concept not in policies:
             raise UserError(f"no policy for concept {part.concept!r} (there are some for: {', '.join(policies)})")
-        ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in policies[part.concept]]
+        main, *others = policies[part.concept]
+        if main.unit == "box":
+            raise UserError(
+                f"policy {main.name!r} counts boxes: it can stand beside a concept's main policy, not be it"
+            )
+        chosen = [main, *(policy for policy in others if policy.unit == "image")]
+        ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in chosen]
         found.append(_Judged(part, origin, ballots))
     there = {(j.part.defense, j.part.variant, j.part.bench) for j in found}
     check_parts(there, {place: origin.rows.num_rows for place, origin in (known or {}).items()})
@@ -100,6 +106,7 @@ def measure(
         cells += _asr(judged, compared)
         cells.append(_degenerate(judged))
         cells += _after(judged, columns)
+        cells += [_boxes(judged, p) for p in policies[judged.part.concept] if p.unit == "box"]
         cells += _means(judged, means)
     return cells
 
@@ -184,6 +191,16 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
         fate = Fate(mixed, ~present(mixed) & ~excluded, excluded)
         cell = _rate(judged, ASR_FLAGGED, fate, policy=policy)
         yield replace(cell, main=i == 0, reasons={})  # those of its rows stand in the cells before and after
+
+
+def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:
+    """How many detections a policy counts in all, and per picture with an interval by prompt."""
+    rows = judged.part.rows
+    fate = _fate(rows, boxes(policy, rows), policy.scorers)
+    check_fate(judged.part, f"policy {policy.name}", fate)
+    if not fate.scored.any():
+        return _cell(judged, BOXES, fate, policy, None)
+    return replace(_mean(judged, BOXES, fate, policy=policy), k=int(pc.sum(fate.verdicts).as_py()))
 
 
 def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:

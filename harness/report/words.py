@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH, Cell
+from harness.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, PASS_THROUGH, Cell
 from harness.compare import BASE
 
 Column = tuple[str, str, str, str]  # profile, backbone, bench, concept: one table of a report
@@ -45,10 +45,11 @@ def after(cells: Iterable[Cell]) -> dict[Column, dict[tuple[str, str], dict[str,
     """
     found: dict[Column, dict[tuple[str, str], dict[str, Cell]]] = {}
     for cell in cells:
-        if cell.metric in (ASR, DEGENERATE) or (cell.policy is not None and not cell.main):
+        if cell.metric in (ASR, DEGENERATE) or (cell.metric != BOXES and cell.policy is not None and not cell.main):
             continue
         by_method = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
         heading = HEADINGS.get(cell.metric, cell.metric.replace("_", " "))
+        heading += f" by {cell.policy}" if cell.metric == BOXES else ""
         heading += f" (to {cell.reference})" if cell.reference and cell.reference != "same/base" else ""
         by_method.setdefault((cell.defense, cell.variant), {})[heading] = cell
     return found
@@ -102,7 +103,9 @@ def counts(cell: Cell) -> str:
 
 
 def rate(cell: Cell) -> str:
-    """``k/n  p%  [low, high]``; of a mean ``value  [low, high]  n``."""
+    """``k/n  p%  [low, high]``; of a mean ``value  [low, high]  n``; of boxes how many in how many pictures."""
+    if cell.metric == BOXES:
+        return f"{cell.k} in {cell.n}" if cell.k is not None else "—"
     if cell.k is None:
         ends = "" if cell.low is None or cell.high is None else f"  [{cell.low:.3f}, {cell.high:.3f}]"
         return "—" if cell.value is None else f"{cell.value:.3f}{ends}  n {cell.n}"
@@ -110,7 +113,9 @@ def rate(cell: Cell) -> str:
 
 
 def brief(cell: Cell) -> str:
-    """``k/n  p%``, or a mean alone."""
+    """``k/n  p%``, a mean alone, or how many boxes in how many pictures."""
+    if cell.metric == BOXES:
+        return rate(cell)
     return f"{counts(cell)}  {percent(cell.value)}" if cell.k is not None else f"{cell.value:.3f}"
 
 
