@@ -56,7 +56,10 @@ def refused(spec: str, option: str, error: ValidationError) -> UserError:
 
 def said(value: Any) -> str:
     """A value as a name says it."""
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # two values never share a name
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
