@@ -7,40 +7,24 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from benches import bench
 
 from harness import cards
+from harness.chain import Chain, Variant
 from harness.errors import UserError
 from harness.fingerprint import FileHashes
-from harness.plan import Plan, Request, make
+from harness.plan import GIVEN, Plan, Request, make
+from harness.specs import Source
 from harness.store import Store, publish
-
-CARD = """summary: s
-concept: nudity
-paper: none
-editions:
-  shapes:
-    rows: {rows}
-    source: package:datasets/{name}.csv
-    licence: CC0-1.0
-    made: by a test
-    columns: {{prompt: [prompt], seed: [seed]}}
-"""
-
-
-def _bench(root: Path, name: str, rows: int) -> None:
-    folder = root / "datasets"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.yaml").write_text(CARD.format(rows=rows, name=name))
-    lines = [f"a blue circle {i},{i}" for i in range(rows)]
-    (folder / f"{name}.csv").write_text("\n".join(["prompt,seed", *lines]) + "\n")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "cards"
     folder.mkdir()
-    _bench(folder, "many", 150)
-    _bench(folder, "few", 5)
+    bench(folder, "many", 150)
+    bench(folder, "few", 5)
+    bench(folder, "harmless", 5, "benign")
     return folder
 
 
@@ -145,3 +129,202 @@ def test_ids_may_name_rows_of_several_benchmarks(root: Path) -> None:
 def test_a_wrong_choice_is_named_with_the_nearest(root: Path, choices: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         _plan(root, **choices)
+
+
+# Variants: the pictures as drawn, and as regenerators make them anew
+
+
+def _names(chain: Chain) -> list[str]:
+    return [v.name for v in chain.variants]
+
+
+def _reference(variant: Variant, stage: str) -> Source | None:
+    return next((s.reference for s in variant.scores if s.stage == stage), None)
+
+
+def test_the_profile_s_regenerator_stands_beside_every_defense(root: Path) -> None:
+    assert [_names(c) for c in _plan(root).chains] == [["base", "resafe"]] * 2
+    assert [_names(c) for c in _plan(root, regens=()).chains] == [["base"]] * 2
+    assert [_names(c) for c in _plan(root, regens=("none",)).chains] == [["base"]] * 2
+    asked = _plan(root, regens=("simple-caption", "resafe:alpha=0.5", "pez"))
+    assert [_names(c) for c in asked.chains] == [["base", "simple-caption", "resafe:alpha=0.5", "pez"]] * 2
+
+
+def test_each_variant_is_a_picture_more(root: Path) -> None:
+    plan = _plan(root, regens=("simple-caption", "resafe"), limit=7)
+    assert [c.num_rows for c in plan.chains] == [7, 7]
+    assert plan.num_rows == 7 * 3 * 2
+
+
+def test_variants_share_their_base_and_its_shards(root: Path) -> None:
+    for chain in _plan(root, regens=("simple-caption", "resafe")).chains:
+        assert len({v.steps[0].fingerprint for v in chain.variants}) == 1
+        assert sum(s.stage == "generate" for s in chain.stages) == 1
+        assert {s.rows["variant"][0].as_py() for s in chain.shards} == {"base"}
+
+
+def test_stages_come_in_an_order_in_which_each_has_what_it_reads(root: Path) -> None:
+    plan = _plan(root, regens=("resafe", "simple-caption", "pez"), extra_scorers=("shapes_clip@none/base",))
+    order = plan.stage_names()
+    assert order[:5] == ["generate", "caption", "embed", "optimise", "draw"]
+    for chain in plan.chains:
+        for spec in chain.stages:
+            read = [*spec.upstream, *([spec.reference] if spec.reference else [])]
+            assert all(order.index(source.stage) < order.index(spec.stage) for source in read)
+            made = {(s.stage, s.fingerprint) for c in plan.chains for s in c.stages}
+            assert all(source[:2] in made for source in read)
+
+
+def test_a_regenerated_run_has_a_name_of_its_own(root: Path) -> None:
+    names = {
+        _plan(root, regens=r).name for r in (None, ("none",), ("pez",), ("resafe:alpha=0.5",), ("resafe:tokens=9",))
+    }
+    assert len(names) == 5
+    assert _plan(root, regens=("resafe:alpha=0.7",)).name == _plan(root).name
+
+
+def test_the_undefended_pictures_of_the_same_prompts_are_what_none_base_names(root: Path) -> None:
+    none, uce = _plan(root, extra_scorers=("shapes_clip@none/base",)).chains
+    for variant in uce.variants:
+        reference = _reference(variant, "score-shapes_clip-none")
+        assert reference is not None
+        assert reference.keys is not None
+        other = {s.key: s for s in none.shards}
+        for shard in uce.shards:
+            same = other[reference.keys[shard.key]]
+            assert same.key != shard.key
+            assert same.rows.drop_columns(["defense"]).equals(shard.rows.drop_columns(["defense"]))
+    own = _reference(none.variants[1], "score-shapes_clip-none")
+    assert own == none.variants[0].images.source  # of an undefended chain it is the picture before regeneration
+    assert _reference(none.variants[0], "score-shapes_clip-none") is None  # and the base is not compared with itself
+
+
+def test_each_benchmark_s_pictures_are_compared_with_its_own(root: Path) -> None:
+    plan = _plan(root, benches=("many", "few"), extra_scorers=("shapes_clip@none/base",))
+    chains = {(c.bench, c.defense): c for c in plan.chains}
+    for name in ("many", "few"):
+        reference = _reference(chains[name, "uce"].variants[0], "score-shapes_clip-none")
+        assert reference is not None
+        assert reference.keys is not None
+        assert set(reference.keys.values()) == {s.key for s in chains[name, "none"].shards}
+
+
+def test_another_seed_is_compared_with_the_same_seed(root: Path) -> None:
+    none, uce = _plan(root, seed=7, extra_scorers=("shapes_clip@none/base",)).chains
+    reference = _reference(uce.variants[0], "score-shapes_clip-none")
+    assert reference is not None
+    assert reference.keys == {uce.shards[i].key: none.shards[i].key for i in range(3)}
+
+
+def test_without_the_baseline_there_is_no_undefended_picture(root: Path) -> None:
+    (uce,) = _plan(root, baseline=False, extra_scorers=("shapes_clip@none/base",)).chains
+    for variant in uce.variants:
+        assert _reference(variant, "score-shapes_clip-none") is None
+        assert not any(s.stage == "score-shapes_clip-none" for s in variant.scores)
+    assert _reference(uce.variants[1], "score-shapes_clip-same") == uce.variants[0].images.source
+
+
+# Benign prompts: nothing is to be removed, unless --concept says what
+
+
+def test_harmless_prompts_are_not_regenerated_by_default(root: Path) -> None:
+    plan = _plan(root, defenses=("none",), benches=("harmless", "few"))
+    assert {c.bench: _names(c) for c in plan.chains} == {"harmless": ["base"], "few": ["base", "resafe"]}
+
+
+@pytest.mark.parametrize("regen", ["resafe", "simple-caption", "resafe:alpha=0.5"])
+def test_a_regenerator_asked_for_by_name_must_know_what_to_remove(root: Path, regen: str) -> None:
+    with pytest.raises(
+        UserError, match=f"regenerator {regen!r} has no questions to ask about concept 'benign'"
+    ) as said:
+        _plan(root, defenses=("none",), benches=("harmless",), regens=(regen,))
+    for hint in ("it has for: nudity, violence, van-gogh", "--concept", "--regen none"):
+        assert hint in str(said.value)
+
+
+def test_harmless_prompts_can_be_regenerated_for_a_concept(root: Path) -> None:
+    for regens in (None, ("resafe",)):
+        (chain,) = _plan(root, defenses=("none",), benches=("harmless",), regens=regens, concept="nudity").chains
+        assert _names(chain) == ["base", "resafe"]
+        caption, draw = chain.variants[1].steps[1], chain.variants[1].images
+        assert caption.worker["concept"] == "nudity"
+        assert draw.worker["drawing"]["method"]["params"]["concept"] == "nudity"  # what the guard is told
+        assert chain.concept == "benign"  # what is scored
+
+
+def test_the_concept_that_is_removed_is_the_benchmark_s(root: Path) -> None:
+    for chain in _plan(root).chains:
+        assert chain.variants[1].steps[1].worker["concept"] == "nudity"
+
+
+def test_pez_asks_nothing_and_takes_any_prompt(root: Path) -> None:
+    (chain,) = _plan(root, defenses=("none",), benches=("harmless",), regens=("pez",)).chains
+    assert _names(chain) == ["base", "pez"]
+
+
+# Refusals
+
+
+def _profile(root: Path, *changes: tuple[str, str]) -> str:
+    """A profile like shapes, changed."""
+    text = cards.load("profile", "shapes", cards.roots()).path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder = root / "pipelines/profiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.yaml").write_text(text)
+    return "mine"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        ("shapes_clip", "shapes_clip needs a reference: shapes_clip@same/base or @none/base"),
+        ("nudenet@same/base", "scorer 'nudenet@same/base': nudenet compares with no other picture"),
+        ("shapes_clip_score@none/base", "shapes_clip_score compares with no other picture"),
+    ],
+)
+def test_a_reference_stands_where_two_pictures_are_compared_and_nowhere_else(
+    root: Path, scorer: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        _plan(root, extra_scorers=(scorer,))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["shapes_clip_cosin@same/base", "shapes_clip_cosine", "shapes_clip_cosine@none/base", "lpips_alex@same/base"],
+)
+def test_the_mean_of_a_column_that_nobody_has_is_refused(root: Path, wanted: str) -> None:
+    name = _profile(root, ("means: [shapes_clip_cosine@same/base,", f"means: [{wanted},"))
+    with pytest.raises(UserError, match=f"means: no scorer has {wanted!r}; did you mean") as said:
+        _plan(root, profile=name)
+    assert "mine.yaml" in str(said.value)
+
+
+# Pictures that were not drawn here
+
+
+def test_given_pictures_are_one_chain_of_their_own(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(bytes([i]))  # nothing is decoded before it is scored
+    plan = _plan(root, images=str(folder), concept="nudity", defenses=(), benches=(), regens=("resafe", "pez"))
+    (chain,) = plan.chains
+    assert (chain.defense, chain.bench, chain.concept, chain.num_rows) == (GIVEN, "images-found", "nudity", 3)
+    assert [[s.stage for s in v.steps] for v in chain.variants] == [
+        ["given"], ["given", "caption", "embed", "optimise", "draw"], ["given", "embed", "optimise", "draw"],
+    ]  # fmt: skip
+    folder.rename(tmp_path / "moved")
+    moved = _plan(root, images=str(tmp_path / "moved"), concept="nudity", defenses=(), benches=(), regens=("resafe",))
+    assert moved.chains[0].variants[1].images.fingerprint == chain.variants[1].images.fingerprint
+
+
+def test_given_pictures_need_a_concept_and_no_defense_draws_them(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"1")
+    with pytest.raises(UserError, match="--concept says what is to be looked for"):
+        _plan(root, images=str(tmp_path), defenses=(), benches=())
+    with pytest.raises(UserError, match="draws under a defense, and given pictures have none"):
+        _plan(root, images=str(tmp_path), concept="nudity", defenses=(), benches=(), regens=("resafe:defended=true",))
