@@ -6,6 +6,7 @@ GPU shares one kind of process, since a process costs seconds to start and a mod
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -91,8 +92,12 @@ def _stations(plan: Plan, names: list[str], gpus: int) -> list[Station]:
     """One station per run of stages of a kind."""
     if not gpus:
         return [Station(tuple(names))]
-    heavy = [n for n in names if on_gpu(plan, n)]
-    light = tuple(n for n in names if n not in heavy)
-    needs = {n: max(memory(plan, n), 0.5) for n in heavy}
-    found = [Station((n,), math.floor(1000 * need / sum(needs.values())) / 1000) for n, need in needs.items()]
-    return [*found, Station(light)] if light else found
+    needs = {n: max(memory(plan, n), 0.5) for n in names if on_gpu(plan, n)}
+    found = []
+    for heavy, run in itertools.groupby(names, needs.__contains__):  # in order: a ticket meets what it needs first
+        if heavy:
+            shares = {n: math.floor(1000 * needs[n] / sum(needs.values())) / 1000 for n in run}
+            found += [Station((n,), share) for n, share in shares.items()]
+        else:
+            found.append(Station(tuple(run)))
+    return found
