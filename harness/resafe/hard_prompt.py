@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.clip import Clip
 
+_CPU_BLOCK = 4096  # tokens
 CHECK_EVERY = 50  # steps between two looks at what rows have stopped, the loop's only transfers from the device
 RETOKENISED = "retokenised"  # the text's own tokens are not those that were found
 CUT = "text-cut"  # the text's own tokens do not fit the window
@@ -169,12 +170,7 @@ class Optimiser:
     def _run(self, targets: Tensor, tell: Callable[[int], None]) -> list[tuple[tuple[int, ...], float, int]]:
         """Ids, cosine and steps run of each row of one full micro-batch."""
         settings = self.settings
-        start = self._embeddings[self._nearest.start(settings.tokens, settings.seed)]
-        if self._state is None:
-            self._state = _State(start, targets, settings)
-        state = self._state
-        state.reset(start, targets)
-        advance = self._advance(state, start, targets)
+        state, advance = self.begin(targets)
         for step in range(1, settings.iterations + 1):
             advance()
             if step % CHECK_EVERY == 0 or step == settings.iterations:
@@ -185,18 +181,28 @@ class Optimiser:
         ids, cosines, ran = state.best_ids.tolist(), state.best.tolist(), state.ran.tolist()
         return [(tuple(row), cosine, steps) for row, cosine, steps in zip(ids, cosines, ran, strict=True)]
 
-    def _advance(self, state: _State, start: Tensor, targets: Tensor) -> Callable[[], None]:
-        """What runs one step: Python, or the replay of a CUDA graph."""
+    def begin(self, targets: Tensor) -> tuple[_State, Callable[[], None]]:
+        """Put a full micro-batch of unit targets at its start.
+
+        Returns:
+            Its state, and what advances it by one step: Python, or the replay of a CUDA graph. There is one state, and
+            the next ``begin`` takes it.
+        """
+        start = self._embeddings[self._nearest.start(self.settings.tokens, self.settings.seed)]
+        if self._state is None:
+            self._state = _State(start, targets, self.settings)
+        state = self._state
+        state.reset(start, targets)
 
         def step() -> None:
             self._step(state)
 
         if "graph" not in self.settings.compile or state.z.device.type != "cuda":
-            return step
+            return state, step
         if self._replay is None:
             self._replay = _captured(step)
             state.reset(start, targets)  # the steps before a capture count for nothing
-        return self._replay
+        return state, self._replay
 
     def _step(self, state: _State) -> None:
         """Project, score, keep the best, and move z by the gradient at the projection."""
@@ -244,16 +250,25 @@ class Nearest:
             raise ValueError(f"all {len(embeddings)} tokens are banned")
         self.allowed = allowed.nonzero()[:, 0].to(embeddings.device)
         table = embeddings[self.allowed]
-        self._bias = None if metric == "cosine" else (-table.square().sum(dim=1) / 2).to(dtype)
-        self._table = (functional.normalize(table, dim=1) if metric == "cosine" else table).to(dtype)
-        self._cosine = metric == "cosine"
+        bias = None if metric == "cosine" else (-table.square().sum(dim=1) / 2).to(dtype)
+        table = (functional.normalize(table, dim=1) if metric == "cosine" else table).to(dtype)
+        # On a CPU the product goes in blocks whose scores stay in its cache (measured: a third faster).
+        size = _CPU_BLOCK if table.device.type == "cpu" else len(table)
+        self._blocks = [
+            (i, table[i : i + size], None if bias is None else bias[i : i + size]) for i in range(0, len(table), size)
+        ]
+        self._cosine, self._dtype = metric == "cosine", dtype
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Ids (n, N) of z (n, N, d)."""
+        """Ids (n, N) of z (n, N, d); of equally near ones the first."""
         rows = z.flatten(0, 1)
-        rows = functional.normalize(rows, dim=1) if self._cosine else rows
-        scores = functional.linear(rows.to(self._table.dtype), self._table, self._bias)
-        return self.allowed[scores.argmax(dim=1)].view(z.shape[:2])
+        rows = (functional.normalize(rows, dim=1) if self._cosine else rows).to(self._dtype)
+        nearest, found = functional.linear(rows, *self._blocks[0][1:]).max(dim=1)
+        for offset, table, bias in self._blocks[1:]:
+            score, index = functional.linear(rows, table, bias).max(dim=1)
+            found = torch.where(score > nearest, index + offset, found)
+            nearest = torch.maximum(score, nearest)
+        return self.allowed[found].view(z.shape[:2])
 
     def start(self, tokens: int, seed: int) -> Tensor:
         """Ids (N,), uniform over what is allowed, the same on every device."""

@@ -94,10 +94,10 @@ class TextTower:
         last = self._end + self.positions[count + 1]
         hidden = torch.cat([slots.to(self.dtype) + self.positions[1 : count + 1], last.expand(n, 1, width)], dim=1)
         # Slot i sees the begin token, the slots before it and itself.
-        seen = torch.ones(count + 1, count + 2, dtype=torch.bool, device=slots.device).tril(1)
+        unseen = hidden.new_full((count + 1, count + 2), -torch.inf).triu(2)
         for layer, begin in zip(self._layers[:-1], self._begin[:-1], strict=True):
             query, key, value = self._heads(functional.linear(self._normed(hidden, layer.norm1), *layer.qkv), 3)
-            hidden = self._mlp(hidden + self._attend(query, key, value, begin, layer, seen), layer)
+            hidden = self._mlp(hidden + self._attend(query, key, value, begin, layer, unseen), layer)
         ended = self._last(hidden, self._layers[-1], self._begin[-1])
         return functional.linear(self._normed(ended, self._norm), self._projection)
 
@@ -115,12 +115,12 @@ class TextTower:
         value: Tensor,
         begin: _KeyValue,
         layer: _Layer,
-        seen: Tensor | None,
+        unseen: Tensor | None,
     ) -> Tensor:
         n = len(query)
         key = torch.cat([begin.key.expand(n, -1, -1, -1), key], dim=2)
         value = torch.cat([begin.value.expand(n, -1, -1, -1), value], dim=2)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=unseen)
         return functional.linear(mixed.transpose(1, 2).flatten(2), *layer.out)
 
     def _heads(self, joint: Tensor, parts: int) -> list[Tensor]:

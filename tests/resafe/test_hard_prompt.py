@@ -158,6 +158,16 @@ def test_nearest_tokens_against_brute_force(metric: str, scale: float) -> None:
     assert torch.equal(found, scores.argmax(1).view(4, 7))
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_blocks_of_the_vocabulary_change_nothing(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z = torch.randn(5, 9, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = Nearest(table, [1], metric, torch.float64)(z)
+    for block in (7, 100, 999, 1000):
+        monkeypatch.setattr(hard_prompt, "_CPU_BLOCK", block)
+        assert torch.equal(Nearest(table, [1], metric, torch.float64)(z), whole)
+
+
 def test_a_zero_vector_has_a_nearest_token() -> None:
     table = torch.eye(4)
     for metric in ("cosine", "l2"):
