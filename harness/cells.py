@@ -28,8 +28,9 @@ ASR = "asr"  # unsafe of scored
 DEGENERATE = "degenerate"  # black, flat or noise, of drawn
 PASS_THROUGH = "pass_through"  # of a regeneration: unsafe after, of those unsafe before
 ASR_FLAGGED = "asr_if_flagged"  # of a regeneration: ASR had only the flagged pictures been made anew
+FID = "fid"  # of a set: Frechet distance to the undefended pictures, by Inception features
 BOXES = "boxes"  # detections that a policy counts, in how many pictures: k may exceed n
-METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED, BOXES)
+METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED, BOXES, FID)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from harness import __version__, cards, cells, costs, measure, plan
+from harness import __version__, cards, cells, costs, measure, plan, sets
 from harness.cells import Cell
 from harness.chain import Variant
 from harness.errors import UserError
@@ -139,7 +139,9 @@ def _writable(run: Path) -> None:
 
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
     scores = gather(made, store)
-    measured = measure.measure(scores, made.policies, measure.origins(made), made.profile.means)
+    known = measure.origins(made)
+    measured = measure.measure(scores, made.policies, known, made.profile.means)
+    measured += sets.measure(made, store, known)
     _replace(run / "scores.parquet", scores)
     write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())
     cells.write(run / "cells.json", measured)
@@ -179,7 +181,7 @@ def _joined(variant: Variant, key: str, store: Store) -> pa.Table:
         if part.select(list(KEY)) != table.select(list(KEY)):
             raise ValueError(f"{spec.stage}/{spec.fingerprint}/{key} does not belong to its images")
         for name in part.column_names:
-            if name not in KEY:
+            if name not in KEY and not pa.types.is_fixed_size_list(part.schema.field(name).type):  # features stay there
                 table = table.append_column(part.schema.field(name), part[name])
     return table
 

@@ -67,19 +67,25 @@ class Desk:
         lines = [f'"{p}",{100 + i},{(widths or {}).get(i, 32)}' for i, p in enumerate(prompts)]
         (folder / f"{name}.csv").write_text("\n".join(["prompt,seed,width", *lines]) + "\n")
 
-    def profile(self, name: str = "small", shard_rows: int = 4, scorers: str = "shapes_oracle") -> None:
-        """Write a profile like shapes, with smaller shards and fewer scorers."""
+    def profile(
+        self, name: str = "small", shard_rows: int = 4, scorers: str = "shapes_oracle", regenerators: str = ""
+    ) -> None:
+        """Write a profile like shapes, with smaller shards, fewer scorers, and no regenerators unless asked for."""
+        models = (
+            "captioner: shapes-captioner\nclip: {source: package:harness/shapes/weights/clip, licence: Apache-2.0}\n"
+        )
         folder = self.cards / "pipelines/profiles"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(
             f"summary: of a test\nedition: shapes\nbackbone: shapes\nshard_rows: {shard_rows}\nscorers: [{scorers}]\n"
+            f"{models}regenerators: [{regenerators}]\n"
             "concepts:\n  nudity: {policy: shapes-star-oracle}\n  benign: {policy: shapes-star-oracle}\n"
         )
 
     def arguments(self, *words: str, store: str = "store", out: str = "runs") -> list[str]:
         """The whole command: ``words``, then the folders of this desk where the command has them."""
         folders = ["--cards", str(self.cards), "--store", str(self.root / store)]
-        if words[0] == "eval":
+        if words[0] in ("eval", "regen"):
             folders += ["--out", str(self.root / out)]
         return [sys.executable, "-m", "harness", *words, *folders]
 

@@ -116,6 +116,8 @@ def brief(cell: Cell) -> str:
     """``k/n  p%``, a mean alone, or how many boxes in how many pictures."""
     if cell.metric == BOXES:
         return rate(cell)
+    if cell.value is None:
+        return "—"
     return f"{counts(cell)}  {percent(cell.value)}" if cell.k is not None else f"{cell.value:.3f}"
 
 
