@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from harness import __version__, cards, cells, costs, measure, plan, sets
+from harness import __version__, cards, cells, costs, measure, needs, plan, sets
 from harness.cells import Cell
 from harness.chain import Variant
 from harness.errors import UserError
@@ -98,7 +98,7 @@ def prepare(request: Request, places: Places) -> Plan:
     from harness import fetch
 
     chosen = plan.choose(request, places.roots)
-    fetch.require(plan.needs(chosen, places.roots), chosen.profile, places.data, plan.scored(request, chosen))
+    fetch.require(needs.things(chosen, places.roots), chosen.profile, places.data, needs.scorers(request, chosen))
     memory = places.store / "sha256.json"
     hashes = FileHashes(memory if places.store.is_dir() else None)
     return plan.make(request, places.roots, places.data, hashes)
@@ -140,7 +140,7 @@ def _writable(run: Path) -> None:
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
     scores = gather(made, store)
     known = measure.origins(made)
-    measured = measure.measure(scores, made.policies, known, made.profile.means)
+    measured = measure.measure(scores, made.policies, known, made.means)
     measured += sets.measure(made, store, known)
     _replace(run / "scores.parquet", scores)
     write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())

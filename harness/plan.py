@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pt
 
-from harness import cards, fingerprint, images, overrides, prompts, regenerators, scorers, weights
+from harness import cards, fingerprint, images, overrides, prompts, regenerators, scorers
 from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.chain import Chain, Shard, Variant
@@ -28,7 +29,6 @@ from harness.regenerators import Regenerator
 from harness.schema import PROMPT
 from harness.specs import Source, Specs, StageSpec
 from harness.store import Store
-from harness.weights import Weights
 
 BASELINE = "none"
 GIVEN = "given"  # in a defense's place: pictures that nobody here has drawn
@@ -77,6 +77,16 @@ class Plan:
     def num_rows(self) -> int:
         """Pictures in all."""
         return sum(c.num_rows * len(c.variants) for c in self.chains)
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """Raw columns printed as they are: the profile's, and those of scorers that were asked for by name."""
+        found = list(self.profile.means)
+        for name in self.request.extra_scorers:
+            stem, at, reference = name.partition("@")
+            plain = [c for c, kind in scorers.columns(stem).items() if pt.is_floating(kind) or pt.is_boolean(kind)]
+            found += [f"{column}{at}{reference}" for column in plain]
+        return tuple(dict.fromkeys(found))
 
     def stage_names(self) -> list[str]:
         """Names of all stages in an order in which every row can meet them."""
@@ -182,34 +192,6 @@ def _check_means(profile: ProfileCard) -> None:
     for wanted in profile.means:
         if wanted not in there:
             raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")
-
-
-def needs(chosen: Chosen, roots: Sequence[Path]) -> list[cards.Card | Weights]:
-    """Whatever a run reads that may not be on this machine: benchmarks, and weights of its models.
-
-    Raises:
-        UserError: a regenerator needs a model that neither it nor the profile names.
-    """
-    specs = Specs(chosen.profile, chosen.backbone, roots, fingerprint.FileHashes())
-    found: list[cards.Card | Weights] = [chosen.backbone, *chosen.benches]
-    for regen in chosen.regens:
-        if regen.caption is not None:
-            found.append(specs.captioner(regen))
-        if regen.optimise is not None:
-            specs.clip()
-            found += weights.of_clip(chosen.profile)
-        if regen.draw is not None and regen.draw.backbone is not None:
-            found.append(overrides.backbone(regen.draw.backbone, roots))
-        if regen.edit is not None:
-            found += weights.of_editor(regen.card.name, regen.edit, regen.card.root)
-    return found
-
-
-def scored(request: Request, chosen: Chosen) -> list[str]:
-    """Every scorer that a run may use."""
-    concepts = [b.concept for b in chosen.benches] or [request.concept or next(iter(chosen.profile.concepts))]
-    wanted = [s for concept in concepts for s in chosen.profile.measures(concept).scorers]
-    return list(dict.fromkeys((*wanted, *request.extra_scorers)))
 
 
 def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> list[str]:

@@ -74,7 +74,7 @@ def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]
         for (defense, variant), own in by_method.items()
     ]
     said = words.settings(cell for own in by_method.values() for cell in own.values())
-    return ["", f"What regeneration does ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
+    return ["", f"Beside ASR ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
             *(line for text in said for line in ("", f"Settings of {text}."))]  # fmt: skip
 
 

@@ -77,15 +77,21 @@ def _others_grid(by_policy: Mapping[str, Sequence[Cell]]) -> Grid:
 
 def _after_grid(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> Grid:
     headings = list(dict.fromkeys(name for own in by_method.values() for name in own))
-    grid = _grid("what regeneration does", headings)
-    for (defense, variant), own in by_method.items():
-        grid.add_row(defense, variant, *(words.brief(own[name]) if name in own else "" for name in headings))
+    title = "beside ASR"
+    if len(headings) <= len(by_method):
+        grid = _grid(title, headings)
+        for (defense, variant), own in by_method.items():
+            grid.add_row(defense, variant, *(words.brief(own[name]) if name in own else "" for name in headings))
+        return grid
+    grid = _grid(title, [words.joined(*method) for method in by_method], left=[""])  # more numbers than methods
+    for name in headings:
+        grid.add_row(name, *(words.brief(own[name]) if name in own else "" for own in by_method.values()))
     return grid
 
 
-def _grid(title: str, right: Sequence[str]) -> Grid:
+def _grid(title: str, right: Sequence[str], left: Sequence[str] = ("defense", "variant")) -> Grid:
     grid = Grid(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("defense", "variant"):
+    for name in left:
         grid.add_column(name)
     for name in right:
         grid.add_column(name, justify="right")

@@ -85,7 +85,12 @@ def missing(cells: Iterable[Cell]) -> list[str]:
 
 
 def method(cell: Cell) -> str:
-    return cell.defense if cell.variant == BASE else f"{cell.defense} + {cell.variant}"
+    return joined(cell.defense, cell.variant)
+
+
+def joined(defense: str, variant: str) -> str:
+    """What a method is called: the defense, and what stands on top of it."""
+    return defense if variant == BASE else f"{defense} + {variant}"
 
 
 def percent(value: float | None) -> str:
