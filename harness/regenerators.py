@@ -42,6 +42,7 @@ class Optimise(Model):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     lam: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     reading: Literal["eq4", "alg1-unit", "alg1-raw"] = "eq4"
+    keep_safe: bool = True  # where Eq. 5 would move a picture towards the unsafe caption, leave it
     tokens: Count = 16
     iterations: Count = 3000
     nearest: Literal["cosine", "l2"] = "cosine"

@@ -27,6 +27,7 @@ _ZERO = 1e-5  # a difference, or a remaining image feature, as short as this has
 _PARALLEL = 1e-6  # sin(theta): from here on Eq. 6 divides noise by noise
 
 DELTA_ZERO = "delta-zero"  # both captions say the same: nothing was removed
+ALREADY_SAFE = "already-safe"  # nothing was removed, since Eq. 5 would have moved it towards the unsafe caption
 IMAGE_ZERO = "image-zero"  # nothing of the image's feature is left: the safe text's alone is the target
 SLERP_PARALLEL = "slerp-parallel"  # theta ~ 0: the weights' limits, 1 - alpha and alpha
 SLERP_OPPOSITE = "slerp-opposite"  # theta ~ pi: no shortest way between the two, the nearer end is taken
@@ -55,6 +56,7 @@ def target(
     alpha: float,
     lam: float,
     reading: Reading = "eq4",
+    keep_safe: bool = False,
 ) -> Target:
     """Eq. 3 to 6, row by row.
 
@@ -66,6 +68,8 @@ def target(
         alpha: interpolation ratio in [0, 1]; 0 is the image alone, 1 the safe text alone.
         lam: removal scale, lambda_unsafe.
         reading: of Eq. 4 and Algorithm 1.
+        keep_safe: remove nothing from an image that is already on the safe side, which Eq. 5 would move towards the
+            unsafe one.
 
     Raises:
         ValueError: an unknown reading, alpha outside [0, 1], shapes that differ, or an unsafe text without a safe one.
@@ -90,7 +94,10 @@ def target(
         delta = delta.masked_fill(same[:, None], 0)
         _note(notes, same, DELTA_ZERO)
         already_safe = (f_image * delta).sum(dim=1) > 0
-        f_image = remove(f_image, delta, lam, squared=reading == "eq4")
+        removed = remove(f_image, delta, lam, squared=reading == "eq4")
+        kept = already_safe if keep_safe else torch.zeros_like(already_safe)
+        f_image = torch.where(kept[:, None], f_image, removed)
+        _note(notes, kept, ALREADY_SAFE)
     feature = f_image if f_safe is None else _interpolate(f_image, f_safe, alpha, raw=raw, notes=notes)
     return Target(_unit(feature).float(), already_safe, [tuple(row) for row in notes])
 

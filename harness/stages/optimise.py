@@ -47,7 +47,7 @@ class Optimise:
     def __init__(self, model: clip.Clip, worker: Mapping[str, Any]) -> None:
         self.held = dict(worker["clip"])
         chosen = dict(worker["settings"])
-        self._aim = {name: chosen.pop(name) for name in ("alpha", "lam", "reading")}
+        self._aim = {name: chosen.pop(name) for name in ("alpha", "lam", "reading", "keep_safe")}
         banned = hard_prompt.banned_ids(model.tokenizer, extra_words=tuple(worker["banned"]))
         self.search = hard_prompt.Optimiser(
             model, banned=banned, micro_batch=chosen.pop("micro_batch"), settings=hard_prompt.Settings(**chosen)

@@ -127,6 +127,17 @@ def test_equal_captions_remove_nothing(reading: Any) -> None:
     assert not found.already_safe[1]
 
 
+def test_an_image_on_the_safe_side_is_left_if_so_wished() -> None:
+    rows = batch(9)
+    plain = target(*rows, alpha=0.0, lam=1.0)
+    found = target(*rows, alpha=0.0, lam=1.0, keep_safe=True)
+    image = torch.nn.functional.normalize(rows[0], dim=1)
+    for i, safe in enumerate(plain.already_safe.tolist()):
+        torch.testing.assert_close(found.feature[i], image[i] if safe else plain.feature[i])
+        assert found.notes[i] == (("already-safe",) if safe else ())
+    assert set(plain.already_safe.tolist()) == {True, False}
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_equal_features_interpolate_to_themselves(alpha: float) -> None:
     image = batch(2)[0]
