@@ -220,7 +220,7 @@ class Optimiser:
         decode = self.clip.tokenizer.decode
         texts = [decode(list(ids), skip_special_tokens=True).strip() for ids, _, _ in seen]
         features, cut = self.clip.texts(texts)
-        cosines = functional.cosine_similarity(features.double(), directions.double().to(features.device), dim=1)
+        cosines = functional.cosine_similarity(features.double(), directions.double(), dim=1).tolist()
         found = []
         for i, (text, again) in enumerate(zip(texts, self.clip.tokenize(texts), strict=True)):
             ids, best, ran = seen[i]
@@ -229,7 +229,7 @@ class Optimiser:
                 *((CUT,) if cut[i] else ()),
                 *((PLATEAU,) if ran < self.settings.iterations else ()),
             )
-            found.append(Found(text, ids, float(cosines[i]), best, ran, notes))
+            found.append(Found(text, ids, cosines[i], best, ran, notes))
         return found
 
 
