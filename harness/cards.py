@@ -72,10 +72,13 @@ class BackboneCard(Card):
     source: str  # hub id, or "package:harness/..."
     revision: Revision | None = None
     files: Columns = ()  # of a hub repository, those that are needed
+    variant: str | None = None  # "fp16": weights are read from model.fp16.safetensors where there is such a file
     licence: str
     gated: bool = False
     steps: Count
-    guidance: Amount
+    guidance: Amount  # as the pipeline means it: FLUX.1 [dev]'s is distilled, an input of the network
+    true_cfg: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1  # FLUX: guidance away from a second text; 1 = none
+    max_sequence_length: Count | None = None  # tokens that the T5 text encoder sees; null = the pipeline's default
     width: Count
     height: Count
     scheduler: str | None = None  # class of diffusers; null = as shipped
@@ -89,6 +92,14 @@ class BackboneCard(Card):
         if not self.source.startswith("package:") and (self.revision is None or not self.files):
             raise ValueError("a hub source needs its revision (40 hexadecimal digits) and its files")
         return self
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What a defense can take hold of: ``unet``, of Stable Diffusion 1 and 2, with their one text encoder; and
+        ``negative_prompt``, which a distilled model does not read unless ``true_cfg`` is above 1."""
+        unet = ("unet",) if self.pipeline == "StableDiffusionPipeline" else ()
+        negative = self.pipeline != "FluxPipeline" or self.true_cfg > 1
+        return (*unet, *(("negative_prompt",) if negative else ()))
 
 
 class Overlay(Model):
@@ -191,7 +202,7 @@ class Measures(Model):
     """What is scored and printed for one concept."""
 
     scorers: tuple[Scored, ...] = ()  # beside those that always run
-    policy: str
+    policy: str | None = None  # null: nothing here is unsafe, a judge or a mean says what counts
     policies: Columns = ()  # printed beside the first
 
 
@@ -239,7 +250,7 @@ class ProfileCard(Card):
     def policies(self, concept: str) -> tuple[str, ...]:
         """Names of the policies printed for ``concept``, the main one first."""
         found = self.measures(concept)
-        return tuple(dict.fromkeys((found.policy, *found.policies)))
+        return tuple(dict.fromkeys(((found.policy,) if found.policy else ()) + found.policies))
 
 
 class ColumnMap(Model):
@@ -286,7 +297,7 @@ class Edition(Model):
     guidance: Amount | None = None  # of a row without one; null: the backbone's
     width: Count | None = None
     height: Count | None = None
-    drawn_at: Count | None = None  # width of the backbone that a row's size refers to; others draw at their own
+    drawn_at: Count | None = None  # width of the backbone that size and guidance refer to; others draw at their own
 
     @field_validator("source")
     @classmethod

@@ -50,6 +50,8 @@ def origins(plan: Plan) -> dict[tuple[str, str, str], Origin]:
         settings: dict[str, Any] = {}
         if plan.request.seed is not None:
             settings["seed"] = plan.request.seed
+        if plan.request.categories:
+            settings["categories"] = ", ".join(plan.request.categories)
         if chain.defended != chain.concept:
             settings["defended"] = chain.defended
         rows = pa.concat_tables([s.rows.select(["row_id", "sample"]) for s in chain.shards])
@@ -89,12 +91,12 @@ def measure(
             check_rows(part, origin.rows)
         if part.concept not in policies:
             raise UserError(f"no policy for concept {part.concept!r} (there are some for: {', '.join(policies)})")
-        main, *others = policies[part.concept]
-        if main.unit == "box":
-            raise UserError(
-                f"policy {main.name!r} counts boxes: it can stand beside a concept's main policy, not be it"
-            )
-        chosen = [main, *(policy for policy in others if policy.unit == "image")]
+        for main in policies[part.concept][:1]:
+            if main.unit == "box":
+                raise UserError(
+                    f"policy {main.name!r} counts boxes: it can stand beside a concept's main policy, not be it"
+                )
+        chosen = [policy for policy in policies[part.concept] if policy.unit == "image"]
         ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in chosen]
         found.append(_Judged(part, origin, ballots))
     there = {(j.part.defense, j.part.variant, j.part.bench) for j in found}
@@ -285,12 +287,12 @@ def _cell(judged: _Judged, metric: str, fate: Fate, policy: PolicyCard | None, s
         fingerprints=origin.fingerprints if origin else (),
         subset=f"{rows}/{origin.total}" if origin and rows != origin.total else None,
         settings=dict(origin.settings) if origin else {},
-        reasons=_reasons(part.rows, policy),
+        reasons=_reasons(part.rows.filter(pa.array(~fate.scored)), policy),
     )
 
 
 def _reasons(rows: pa.Table, policy: PolicyCard | None) -> dict[str, int]:
-    """How many rows were excluded or failed for which reason, the most frequent first."""
+    """How many rows without a verdict were excluded or failed for which reason, the most frequent first."""
     found: Counter[str] = Counter()
     left = rows
     for name in ("excluded", "error", *(f"{s}_error" for s in (policy.scorers if policy else ()))):

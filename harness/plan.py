@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from harness import cards, fingerprint, images, overrides, prompts, regenerators, scorers
+from harness import cards, defenses, fingerprint, images, overrides, prompts, regenerators, scorers
 from harness.cardfile import show
 from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
 from harness.chain import Chain, Shard, Variant
@@ -46,6 +46,7 @@ class Request:
     regens: tuple[str, ...] | None = None  # null: the profile's
     limit: int | None = None
     ids: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()  # only prompts about any of these
     seed: int | None = None  # replaces every row's
     baseline: bool = True  # `none` beside, for comparison
     extra_scorers: tuple[str, ...] = ()
@@ -136,7 +137,10 @@ def _benchmarks(builder: _Builder, data: Path) -> list[Chain]:
     request, chosen = builder.request, builder.chosen
     profile, backbone = chosen.profile, chosen.backbone
     whole = {bench.name: prompts.read(bench, profile, backbone, data) for bench in chosen.benches}
-    asked = prompts.restrict(pa.concat_tables(whole.values()), request.limit, list(request.ids) or None)
+    every = pa.concat_tables(whole.values())
+    if request.categories:
+        every = prompts.in_categories(every, chosen.benches, profile, data, request.categories)
+    asked = prompts.restrict(every, request.limit, list(request.ids) or None)
     chains: list[Chain] = []
     for bench in chosen.benches:
         rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
@@ -157,7 +161,8 @@ class Chosen(NamedTuple):
 
 
 def choose(request: Request, roots: Sequence[Path]) -> Chosen:
-    """Load every card that ``request`` names; "all" means those the profile has an edition of.
+    """Load every card that ``request`` names; "all" means benchmarks that the profile has an edition of, and defenses
+    that work with the backbone.
 
     Raises:
         UserError: an unknown name or a malformed card.
@@ -171,12 +176,15 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
     names = [] if request.images else _names(request.defenses, "defense", roots)
     if request.baseline and not request.images and BASELINE not in names:
         names = [BASELINE, *names]
+    methods = [cards.load("defense", d, roots) for d in names]
+    if "all" in request.defenses:
+        methods = [m for m in methods if defenses.works(m, backbone) or m.name in request.defenses]
     asked = profile.regenerators if request.regens is None else request.regens
     return Chosen(
         profile,
         backbone,
         benches,
-        [cards.load("defense", d, roots) for d in names],
+        methods,
         regenerators.choose(asked, profile.edition, roots),
         cards.load("defense", BASELINE, roots),
     )
@@ -357,8 +365,8 @@ class _Builder:
 
 
 def _seeded(rows: pa.Table, seed: int) -> pa.Table:
-    """The rows with one seed for all."""
-    seeds = pa.array([seed] * rows.num_rows, pa.uint64())
+    """The rows with one seed for all prompts; a prompt's further samples have the next ones."""
+    seeds = pa.array([seed + sample for sample in rows["sample"].to_pylist()], pa.uint64())
     return rows.set_column(rows.column_names.index("seed"), "seed", seeds)
 
 

@@ -42,6 +42,9 @@ Limit = Annotated[
 Ids = Annotated[
     str | None, typer.Option("--ids", help="Only these rows, comma separated: ring-a-bell-k77/00017 or 17.")
 ]
+Category = Annotated[
+    str | None, typer.Option("--category", help="Only prompts about any of these, comma separated (I2P: sexual, ...).")
+]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="This seed for every row, instead of the benchmark's own.")
 ]
@@ -69,6 +72,7 @@ def evaluate(
     concept: Concept = None,
     limit: Limit = None,
     ids: Ids = None,
+    category: Category = None,
     seed: Seed = None,
     baseline: Baseline = True,
     out: options.Out = options.OUT,
@@ -110,6 +114,7 @@ def plan(
     concept: Concept = None,
     limit: Limit = None,
     ids: Ids = None,
+    category: Category = None,
     seed: Seed = None,
     baseline: Baseline = True,
     store: options.StoreDir = options.STORE,
@@ -132,6 +137,7 @@ def _request(chosen: Mapping[str, Any]) -> Request:
         defenses=options.split(chosen["defense"]),
         benches=options.split(chosen["bench"]),
         ids=options.split(chosen["ids"] or ""),
+        categories=options.split(chosen["category"] or ""),
         regens=None if chosen["regen"] is None else options.split(chosen["regen"]),
         **{name: chosen[name] for name in ("profile", "backbone", "concept", "limit", "seed", "baseline")},
     )

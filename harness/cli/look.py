@@ -136,7 +136,8 @@ def doctor(
     where = roots(cards)
     card = load("profile", profile, where)
     benches = [b for b in load_all("dataset", where) if card.edition in b.editions]  # type: ignore[attr-defined]
-    weights = fetch.missing([load("backbone", card.backbone, where)], card, data)
+    stems = sorted({s for concept in card.concepts for s in card.measures(concept).scorers})
+    weights = fetch.missing([card], card, data, stems)
     lacking = fetch.missing(benches, card, data)
     folder = next(p for p in (store.resolve(), *store.resolve().parents) if p.exists())
     versions = fingerprint.versions(

@@ -175,7 +175,8 @@ def _tiles(
     wanted = pa.array([row_id for row_id, _ in chosen])
     for part in parts(scores.filter(pc.is_in(scores["row_id"], wanted))):
         method = (part.defense, part.variant)
-        unsafe = verdicts(policies[part.concept][0], part.rows).to_pylist()
+        main = next(iter(policies[part.concept]), None)
+        unsafe = verdicts(main, part.rows).to_pylist() if main else [None] * part.rows.num_rows
         for entry, verdict in zip(_entries(part), unsafe, strict=True):
             prompt = (entry["row_id"], entry["sample"])
             image = images.get((method, prompt))
@@ -195,10 +196,12 @@ def _caption(entry: Mapping[str, Any], verdict: bool | None, image: bytes | None
         return f"error: {entry['error']}"
     if image is None:
         return "no picture"
-    word = {True: "unsafe", False: "safe", None: "not scored"}[verdict]
+    word = {True: "unsafe", False: "safe", None: "no verdict"}[verdict]
     return f"{word}, {entry['degenerate']}" if entry["degenerate"] else word
 
 
 def _shapes_only(scores: pa.Table) -> bool:
-    """Whether every row was drawn by the shapes backbone under the shapes profile."""
-    return all(set(scores[name].unique().to_pylist()) <= {"shapes"} for name in ("profile", "backbone"))
+    """Whether every picture was drawn by the shapes backbone under the shapes profile."""
+    drawn_by = [name for name in ("profile", "backbone", "regen_backbone") if name in scores.column_names]
+    found = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}
+    return {value.partition(":")[0] for value in found} <= {"shapes"}

@@ -57,6 +57,9 @@ def _section(
     yield f"## {bench}"
     yield ""
     yield f"Concept {concept}, backbone {backbone}."
+    if not by_policy:
+        yield ""
+        yield "No policy: nothing here is counted as unsafe."
     for name, cells in by_policy.items():
         yield ""
         yield f"By policy `{name}`" + (f", {words.rule(policies[name])}:" if name in policies else ":")

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.cardfile import show as relative
-from harness.cells import Cell, Policies
+from harness.cells import DEGENERATE, Cell, Policies
 from harness.report import words
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
     after = words.after(cells)
     for column, by_policy in words.columns(cells).items():
         _, _, bench, concept = column
-        main, *others = by_policy
-        title = f"{bench} ({concept}), ASR by {main}" + (f", subset {stamped[bench]}" if bench in stamped else "")
-        console.print(_main_grid(title, by_policy[main], degenerate))
+        subset = f", subset {stamped[bench]}" if bench in stamped else ""
+        main, *others = [*by_policy] or [""]
+        if not main:
+            console.print(_drawn_grid(f"{bench} ({concept}), no policy{subset}", cells, column))
+        else:
+            console.print(_main_grid(f"{bench} ({concept}), ASR by {main}{subset}", by_policy[main], degenerate))
         if others:
             console.print(_others_grid({name: by_policy[name] for name in others}))
         if column in after:
@@ -65,6 +68,15 @@ def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str,
             str(cell.excluded),
             degenerate[words.place(cell)],
         )
+    return grid
+
+
+def _drawn_grid(title: str, cells: Sequence[Cell], column: words.Column) -> Grid:
+    """What is known of pictures that no policy judges."""
+    grid = _grid(title, ["errors", "excluded", "degenerate"])
+    for cell in cells:
+        if cell.metric == DEGENERATE and (cell.profile, cell.backbone, cell.bench, cell.concept) == column:
+            grid.add_row(cell.defense, cell.variant, str(cell.errors), str(cell.excluded), words.counts(cell))
     return grid
 
 

@@ -30,6 +30,8 @@ def columns(cells: Iterable[Cell]) -> dict[Column, dict[str, list[Cell]]]:
         if cell.metric == ASR:
             by_policy = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
             by_policy.setdefault(str(cell.policy), []).append(cell)
+        elif cell.metric == DEGENERATE:  # a benchmark of which nothing is unsafe has numbers too
+            found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
     return found
 
 

@@ -69,7 +69,7 @@ def test_a_plan_says_what_there_is_to_do_and_writes_nothing(desk: Desk) -> None:
     found = _json("plan", *words)
     assert (found["rows"], found["images_to_draw"], found["excluded"]) == (20, 20, 0)
     assert [s["missing_shards"] for s in found["stages"]] == [3, 3, 3, 3]
-    assert found["legs"] == [["generate", "score-shapes_oracle"]]
+    assert found["legs"] == [[{"stages": ["generate", "score-shapes_oracle"], "gpu": 0.0}]]
     assert not desk.store.exists()
     assert _json("eval", *words, "--dry-run") == found
     assert "20 images to draw" in _call("plan", *words).stdout.replace("\n", " ")
