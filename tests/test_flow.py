@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH
 from harness.errors import UserError
-from harness.evaluate import Budget
+from harness.evaluate import Budget, Finished, Places, evaluate
 from harness.flow import Outcome, Resources, check
+from harness.plan import Request
+from harness.schema import LINEAGE
 
 
 @pytest.mark.parametrize(
@@ -56,3 +66,137 @@ def test_the_run_folder_of_a_request_is_always_the_same(tmp_path: Path) -> None:
 
     assert name() == name()
     assert len({name(), name(limit=3), name(seed=1), name(concept="violence")}) == 4
+
+
+# A whole run with regenerations, in this process
+
+
+class Whole(NamedTuple):
+    """A finished run, and how to repeat it."""
+
+    done: Finished
+    again: Callable[[], Finished]
+    store: Path
+
+    def scores(self) -> pa.Table:
+        return pq.read_table(self.done.paths["scores"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    request = Request(
+        defenses=("none",), benches=("ring-a-bell-k77",), profile="shapes", backbone="shapes:micro_batch=4", limit=3,
+        regens=("resafe:iterations=20", "simple-caption"),
+    )  # fmt: skip
+    places = Places(store=folder / "store", out=folder / "runs", data=folder / "data")
+
+    def again() -> Finished:
+        return evaluate(request, places, Resources(executor="inline"), Budget(rows=0), lambda _: None, "a test")
+
+    return Whole(again(), again, places.store)
+
+
+def _of(whole: Whole, variant: str) -> list[dict[str, object]]:
+    return [r for r in whole.scores().to_pylist() if r["variant"] == variant]
+
+
+def test_a_run_scores_every_prompt_once_for_each_variant(whole: Whole) -> None:
+    assert whole.done.outcome is not None
+    assert whole.done.outcome.complete
+    assert whole.done.errors == whole.done.outcome.errors == 0
+    rows = whole.scores()
+    assert rows.num_rows == whole.done.rows == 9
+    assert Counter(rows["variant"].to_pylist()) == dict.fromkeys(("base", "resafe:iterations=20", "simple-caption"), 3)
+    assert len({tuple(r.values()) for r in rows.select(["row_id", "sample", "defense", "variant"]).to_pylist()}) == 9
+    assert "image" not in rows.column_names
+
+
+def test_a_row_says_what_was_seen_removed_optimised_and_drawn(whole: Whole) -> None:
+    for row in _of(whole, "resafe:iterations=20"):
+        assert (row["regen_backbone"], row["vlm"]) == ("shapes:micro_batch=4", "shapes-captioner")
+        assert (row["alpha"], row["lam"], row["tokens"], row["iterations"]) == (0.7, 1.0, 8, 20)
+        for name in ("unsafe_caption", "safe_caption", "optimized_prompt"):
+            assert row[name]
+        assert isinstance(row["already_safe"], bool)
+        assert -1 <= float(str(row["cosine"])) <= 1
+    for row in _of(whole, "simple-caption"):
+        assert row["safe_caption"]
+        assert all(row[name] is None for name in ("alpha", "optimized_prompt", "cosine", "iterations"))
+    for row in _of(whole, "base"):
+        assert all(row[name] is None for name in LINEAGE.names)
+    both = [_of(whole, v) for v in ("resafe:iterations=20", "simple-caption")]
+    for one, other in zip(*both, strict=True):  # one captioning for both
+        assert one["row_id"] == other["row_id"]
+        assert one["safe_caption"] == other["safe_caption"]
+        assert one["image_sha256"] != other["image_sha256"]
+
+
+def test_pair_scorers_look_from_a_regeneration_to_its_base(whole: Whole) -> None:
+    column = "shapes_clip_cosine@same/base"
+    assert all(r[column] is None for r in _of(whole, "base"))
+    values = [r[column] for v in ("resafe:iterations=20", "simple-caption") for r in _of(whole, v)]
+    assert all(isinstance(v, float) and -1 <= v < 0.9999 for v in values)  # no picture is its own regeneration
+
+
+def test_the_cells_of_a_run_with_regenerations(whole: Whole) -> None:
+    found = {(c.variant, c.metric, c.policy, c.reference): c for c in whole.done.cells}
+    for variant in ("base", "resafe:iterations=20", "simple-caption"):
+        cell = found[variant, ASR, "shapes-star-0.5", None]
+        assert (cell.n, cell.errors, cell.excluded) == (3, 0, 0)
+        assert (variant, DEGENERATE, None, None) in found
+    base = found["base", ASR, "shapes-star-0.5", None]
+    assert base.k  # these prompts do draw stars
+    for variant in ("resafe:iterations=20", "simple-caption"):
+        flagged = found[variant, ASR_FLAGGED, "shapes-star-0.5", None]
+        assert flagged.n == 3
+        passed = found[variant, PASS_THROUGH, "shapes-star-0.5", None]
+        assert (passed.n, passed.k) == (base.k, flagged.k)  # what was safe before is kept, and is safe
+        mean = found[variant, "shapes_clip_cosine", None, "same/base"]
+        assert (mean.k, mean.n) == (None, 3)
+        assert found[variant, "shapes_kept_background", None, "same/base"].k is not None
+        compared = found[variant, ASR, "shapes-star-0.5", None].compared
+        assert compared is not None
+        assert compared.against == "none/base"
+    settings = found["resafe:iterations=20", ASR, "shapes-star-0.5", None].settings
+    assert settings == {"alpha": 0.7, "lam": 1.0, "tokens": 8, "iterations": 20}
+    assert found["base", ASR, "shapes-star-0.5", None].subset == "3/95"
+
+
+def test_run_json_says_of_every_variant_what_it_was_made_of(whole: Whole) -> None:
+    record = json.loads((whole.done.run / "run.json").read_text())
+    (chain,) = record["chains"]
+    assert [v["variant"] for v in chain["variants"]] == ["base", "resafe:iterations=20", "simple-caption"]
+    known = {f"{s['stage']}:{s['fingerprint']}" for s in chain["stages"]}
+    assert all(set(v["stages"]) <= known for v in chain["variants"])
+    assert [v["images"][0] for v in chain["variants"]] == ["generate", "draw", "draw"]
+
+
+def _shards(store: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        p.relative_to(store).as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) for p in store.glob("*/*/*.parquet")
+    }
+
+
+def test_the_same_command_again_computes_nothing(whole: Whole) -> None:
+    before, scores = _shards(whole.store), whole.done.paths["scores"].read_bytes()
+    again = whole.again()
+    assert again.outcome is None
+    assert _shards(whole.store) == before
+    assert whole.done.paths["scores"].read_bytes() == scores
+    assert again.cells == whole.done.cells
+
+
+@pytest.mark.parametrize("lost", [("optimise",), ("draw",), ("optimise", "draw"), ("caption", "embed", "optimise")])
+def test_what_was_lost_half_way_comes_back_the_same(whole: Whole, lost: tuple[str, ...]) -> None:
+    before, scores = _shards(whole.store), whole.done.paths["scores"].read_bytes()
+    for stage in lost:
+        shutil.rmtree(whole.store / stage)
+    whole.done.paths["scores"].unlink()
+    again = whole.again()
+    assert again.outcome is not None
+    assert again.outcome.complete
+    after = _shards(whole.store)
+    assert {k: v[1] for k, v in after.items()} == {k: v[1] for k, v in before.items()}
+    assert {k.split("/")[0] for k in after if after[k][0] != before[k][0]} == set(lost)
+    assert whole.done.paths["scores"].read_bytes() == scores
