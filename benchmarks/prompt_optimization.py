@@ -15,6 +15,7 @@ Times on a CPU are processor time of one thread, which waiting for a busy core d
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import os
 import platform
@@ -150,6 +151,7 @@ class PeakMemory:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what an earlier step freed is not this one's
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
             self.before = resident("VmRSS:")
         return self
@@ -198,13 +200,14 @@ def measure(
     for n in batches:
         optimiser = Optimiser(clip, settings, clip.tokenizer.all_special_ids, n)
         loops.append((Row("ours", n), optimiser.begin(functional.normalize(targets[:n], dim=1))[1]))
-    for _, step in loops:  # compilation, first allocations
-        step()
+    for row, step in loops:
+        step()  # compilation, first allocations
+        with PeakMemory(device) as peak:
+            step()
+        row.mib = peak.mib
     for _ in range(rounds):
         for row, step in loops:
-            with PeakMemory(device) as peak:
-                row.best = min(row.best, seconds(step, device) / row.images)
-            row.mib = max(row.mib, peak.mib)
+            row.best = min(row.best, seconds(step, device) / row.images)
     return [row for row, _ in loops], {row.images: flops(clip, settings.tokens) / row.best for row, _ in loops[2:]}
 
 
