@@ -58,7 +58,8 @@ class Cell:
     interval: str  # "wilson"; "bootstrap" by prompt where a prompt has several samples
     fingerprints: tuple[str, ...] = ()
     subset: str | None = None  # "16/95": the rows that were used; null for a whole benchmark
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration: alpha, lam, tokens, ...
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers: a seed, a concept
     reasons: Mapping[str, int] = field(default_factory=dict)  # of errors and exclusions: "excluded: age-term" -> rows
     compared: Comparison | None = None  # with the method it stands on; of an ASR only
 

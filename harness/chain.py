@@ -30,7 +30,8 @@ class Variant:
     name: str  # "base", or the regenerator's name
     steps: tuple[StageSpec, ...]  # the last one publishes the pictures
     scores: tuple[StageSpec, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the regenerator
+    method: Mapping[str, Any] = field(default_factory=dict)  # of the regenerator: alpha, lam, tokens, ...
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from its paper
 
     @property
     def images(self) -> StageSpec:

@@ -208,6 +208,7 @@ def record(made: Plan, command: str) -> dict[str, Any]:
                 "variants": [
                     {
                         "variant": v.name,
+                        "method": dict(v.method),
                         "settings": dict(v.settings),
                         "images": [v.images.stage, v.images.fingerprint],
                         "stages": [f"{s.stage}:{s.fingerprint}" for s in v.stages],

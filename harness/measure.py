@@ -37,7 +37,8 @@ class Origin:
     rows: pa.Table  # row_id and sample of those that went in
     total: int  # of the whole benchmark, before --limit and --ids
     fingerprints: tuple[str, ...] = ()  # of the stages, "generate:3f0c..."
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the method; what departs from the cards
+    method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers
 
 
 Origins = Mapping[tuple[str, str, str], Origin]  # by defense, variant, benchmark
@@ -60,6 +61,7 @@ def origins(plan: Plan) -> dict[tuple[str, str, str], Origin]:
                 rows=rows,
                 total=chain.total_rows,
                 fingerprints=tuple(f"{s.stage}:{s.fingerprint}" for s in variant.stages),
+                method=dict(variant.method),
                 settings=settings | dict(variant.settings),
             )
     return found
@@ -286,6 +288,7 @@ def _cell(judged: _Judged, metric: str, fate: Fate, policy: PolicyCard | None, s
         interval="wilson",
         fingerprints=origin.fingerprints if origin else (),
         subset=f"{rows}/{origin.total}" if origin and rows != origin.total else None,
+        method=dict(origin.method) if origin else {},
         settings=dict(origin.settings) if origin else {},
         reasons=_reasons(part.rows.filter(pa.array(~fate.scored)), policy),
     )

@@ -314,7 +314,9 @@ class _Builder:
         """The pictures of ``base`` made anew; ``original`` are the undefended ones, where the run has them."""
         steps = self._regenerate(regen, defense, removed, base)
         scores = self._scores(scored, steps[-1], {"same/base": base.source, "none/base": original})
-        return Variant(name=regen.variant, steps=steps, scores=scores, settings=regen.settings())
+        return Variant(
+            name=regen.variant, steps=steps, scores=scores, method=regen.method(), settings=regen.deviations()
+        )
 
     def _wanted(self, regen: Regenerator, concept: str) -> bool:
         """Whether ``concept`` can be removed; a regenerator that was asked for by name must be able to."""

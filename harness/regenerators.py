@@ -107,19 +107,23 @@ class Regenerator:
     draw: Draw | None
     edit: Edit | None
 
-    def settings(self) -> dict[str, Any]:
+    def method(self) -> dict[str, Any]:
         """What a cell says of the method beyond its name."""
         found: dict[str, Any] = {}
         if self.optimise is not None:
             found |= {"alpha": self.optimise.alpha, "lam": self.optimise.lam, "tokens": self.optimise.tokens,
                       "iterations": self.optimise.iterations}  # fmt: skip
-            if self.optimise.plateau is not None:
-                found["deviation"] = f"stops after {self.optimise.plateau} iterations without improvement"
         if self.draw is not None and self.draw.defended:
             found["drawn by"] = "the defended backbone"
         if self.draw is not None and self.draw.backbone is not None:
             found["drawn by"] = self.draw.backbone
         return found
+
+    def deviations(self) -> dict[str, Any]:
+        """What departs from the published procedure, so that no table of the paper takes the number for its own."""
+        if self.optimise is None or self.optimise.plateau is None:
+            return {}
+        return {"deviation": f"stops after {self.optimise.plateau} iterations without improvement"}
 
     def admits(self, edition: str, concept: str) -> bool:
         """Whether the method knows how to remove ``concept``: captions are rewritten concept by concept."""

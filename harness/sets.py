@@ -76,6 +76,7 @@ def _cell(
         interval="none",
         fingerprints=origin.fingerprints,
         subset=f"{rows}/{origin.total}" if rows != origin.total else None,
+        method=dict(origin.method),
         settings=dict(origin.settings),
     )
 

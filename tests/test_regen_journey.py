@@ -73,7 +73,7 @@ def test_regeneration_takes_most_stars_away_and_counts_what_passes_through(refer
     (flagged,) = (c for c in cells if c["metric"] == "asr_if_flagged")
     assert (flagged["k"], flagged["n"]) == (len(before & after), 10)
     assert asr[QUICK]["compared"]["against"] == "none/base"
-    assert asr[QUICK]["settings"]["iterations"] == 40
+    assert asr[QUICK]["method"]["iterations"] == 40
 
 
 @pytest.mark.ray

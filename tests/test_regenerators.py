@@ -154,13 +154,13 @@ def test_what_the_command_line_asks_for_stands_above_the_edition() -> None:
 
 
 def test_settings_name_what_a_cell_must_say() -> None:
-    assert one("resafe").settings() == {"alpha": 0.7, "lam": 1.0, "tokens": 8, "iterations": 300}
-    assert one("simple-caption").settings() == {}
-    assert one("instruct-pix2pix").settings() == {}
-    said = one("resafe:plateau=50:defended=true").settings()
-    assert said["deviation"] == "stops after 50 iterations without improvement"
-    assert said["drawn by"] == "the defended backbone"
-    assert one("resafe:backbone=sd-1-4").settings()["drawn by"] == "sd-1-4"
+    assert one("resafe").method() == {"alpha": 0.7, "lam": 1.0, "tokens": 8, "iterations": 300}
+    assert one("simple-caption").method() == {}
+    assert one("instruct-pix2pix").method() == {}
+    asked = one("resafe:plateau=50:defended=true")
+    assert asked.deviations()["deviation"] == "stops after 50 iterations without improvement"
+    assert asked.method()["drawn by"] == "the defended backbone"
+    assert one("resafe:backbone=sd-1-4").method()["drawn by"] == "sd-1-4"
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]
         [defense, variant, *(words.rate(own[name]) if name in own else "" for name in headings)]
         for (defense, variant), own in by_method.items()
     ]
-    said = words.settings(cell for own in by_method.values() for cell in own.values())
+    said = words.methods(cell for own in by_method.values() for cell in own.values())
     return ["", f"Beside ASR ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
-            *(line for text in said for line in ("", f"Settings of {text}."))]  # fmt: skip
+            *(line for text in said for line in ("", f"Method: {text}."))]  # fmt: skip
 
 
 def _costs(costs: Sequence[Cost]) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _fingerprints(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
             cell.defense,
             cell.variant,
             cell.bench,
-            ", ".join(f"{name} {value}" for name, value in cell.settings.items()),
+            ", ".join(f"{name} {value}" for name, value in {**cell.method, **cell.settings}.items()),
             " ".join(f"`{f}`" for f in cell.fingerprints),
         )
         for cell in cells

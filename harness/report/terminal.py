@@ -118,7 +118,7 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
     used = {c.policy for c in cells}
     cards = {p.name: p for chosen in policies.values() for p in chosen if p.name in used}
     lines += [f"policy    {p.name}: {words.rule(p.model_dump())}" for p in cards.values()]
-    lines += [f"settings  {line}" for line in words.settings(cells)]
+    lines += [f"method    {line}" for line in words.methods(cells)]
     lines += [f"subset    {bench}: {subset} rows" for bench, subset in words.subsets(cells).items()]
     lines += [f"missing   {line}" for line in words.missing(cells)]
     if any(c.compared and c.compared.best for c in cells):

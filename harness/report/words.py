@@ -57,12 +57,12 @@ def after(cells: Iterable[Cell]) -> dict[Column, dict[tuple[str, str], dict[str,
     return found
 
 
-def settings(cells: Iterable[Cell]) -> list[str]:
+def methods(cells: Iterable[Cell]) -> list[str]:
     """How each regenerator was set, "resafe: alpha 0.7, lam 1, tokens 8"; a deviation from its paper is one of them."""
     found = {
-        c.variant: ", ".join(f"{name} {value}" for name, value in c.settings.items())
+        c.variant: ", ".join(f"{name} {value}" for name, value in {**c.method, **c.settings}.items())
         for c in cells
-        if c.variant != BASE and c.settings
+        if c.variant != BASE and c.method
     }
     return [f"{variant}: {text}" for variant, text in found.items()]
 
