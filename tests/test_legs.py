@@ -93,6 +93,7 @@ def test_what_needs_no_gpu_comes_before_what_reads_it() -> None:
     (leg,) = cut(found, 1, 80)
     assert [s.stages for s in leg.stations] == [("given",), ("caption",), ("embed",), ("score-a",)]
     assert [s.gpu > 0 for s in leg.stations] == [False, True, True, False]
+    assert stages(cut(found, 1, None)) == [("given", "caption"), ("embed", "score-a")]
 
 
 def test_what_looks_at_another_chain_s_pictures_waits_for_all_of_them() -> None:

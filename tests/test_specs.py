@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.fingerprint import FileHashes
 from harness.plan import Plan, Request, make
 from harness.resafe import turns
-from harness.specs import StageSpec
+from harness.specs import Source, Specs, StageSpec
 
 BEFORE = {"generate", "caption", "embed"}
 HASHES = FileHashes()  # one for all: the weights are hashed once
@@ -245,6 +245,15 @@ def test_another_reference_is_another_fingerprint(root: Path) -> None:
     uce = plan(root, "resafe", defenses=("uce",), extra_scorers=("shapes_clip@none/base",)).chains[1]
     found = [s.fingerprint for s in uce.variants[-1].scores if s.stage.startswith("score-shapes_clip-")]
     assert len(set(found)) == 2
+
+
+def test_another_undefended_picture_is_another_score(root: Path) -> None:
+    made = plan(root, "resafe")
+    specs = Specs(made.profile, made.backbone, cards.roots(root), HASHES)
+    images = made.chains[0].variants[0].images
+    one, other = (specs.score("shapes_clip@none/base", images, Source("generate", f)) for f in ("a", "b"))
+    assert one.fingerprint != other.fingerprint
+    assert one.stage == other.stage == "score-shapes_clip-none"
 
 
 def test_a_scorer_beside_changes_no_other_fingerprint(root: Path) -> None:
