@@ -3,22 +3,33 @@
 Every text is put to the guard here, whatever its origin. One ``torch.Generator("cpu")`` per row,
 seeded from the row; partial micro-batches are padded to full size, so that a row's picture does not
 depend on its batch-mates or its place.
+
+Any text-to-image class of diffusers will do. What the known ones differ in::
+
+    StableDiffusionPipeline      safety checker, left out; the UNet that defenses change
+    StableDiffusionXLPipeline    a watermark where a package happens to be installed, never here; in float16 the
+                                 autoencoder, which overflows, decodes in float32
+    StableDiffusion3Pipeline     three text encoders, all of which read the one prompt
+    FluxPipeline                 `guidance` is an input of the network; a negative prompt needs `true_cfg` above 1
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from harness.errors import UserError
+from harness.cards import locate
+from harness.errors import UserError, nearest
 from harness.guard import guard
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     from harness.cards import BackboneCard
     from harness.defenses import Defense
@@ -26,6 +37,10 @@ if TYPE_CHECKING:
 # Distributions whose versions can change a picture.
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 MODULES = ("harness.backbones", "harness.guard")
+
+# A checker would turn pictures black that are to be counted; a watermark would change them on some machines.
+_LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Request(NamedTuple):
@@ -44,57 +59,74 @@ class Canvas(NamedTuple):
     height: int
 
 
-def weights_folder(card: BackboneCard) -> Path | None:
-    """The local folder of a packaged backbone; None for one that comes from the hub."""
-    if not card.source.startswith("package:harness/"):
-        return None
-    return Path(__file__).parent / card.source.removeprefix("package:harness/")
-
-
-def load(card: BackboneCard, device: str = "cpu") -> StableDiffusionPipeline:
-    """The backbone as its card says: weights, scheduler, dtype; no safety checker.
+def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
+    """The backbone as its card says: weights, scheduler, dtype; no safety checker, no watermark.
 
     Raises:
-        UserError: the weights are not on this machine (nothing is downloaded here).
+        UserError: the weights are not on this machine (nothing is downloaded here), or diffusers has no such class, or
+            the class does not take what the card says.
     """
     import diffusers
     import transformers
 
     for library in (transformers, diffusers):
         library.utils.logging.disable_progress_bar()  # it would draw over ours
-    folder = weights_folder(card)
-    source, revision = (str(folder), None) if folder else (card.source.removeprefix("hub:"), card.revision)
-    cls = getattr(diffusers, card.pipeline)
+    cls = _class(card, card.pipeline)
+    _check(card, cls)
+    packaged = card.source.startswith("package:")
+    source = str(locate(card.source, card.root)) if packaged else card.source.removeprefix("hub:")
+    taken = inspect.signature(cls.__init__).parameters
     try:
         pipe = cls.from_pretrained(
             source,
-            revision=revision,
+            revision=None if packaged else card.revision,
+            variant=card.variant,
             dtype=getattr(torch, card.dtype),
-            safety_checker=None,
-            requires_safety_checker=False,
             local_files_only=True,
             use_safetensors=True,
+            **{key: value for key, value in _LEFT_OUT.items() if key in taken},
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        how = "" if packaged else f"get them with `harness fetch weights {card.name}`, or "
         raise UserError(
-            f"backbone {card.name}: weights of {source} are not on this machine ({str(error).splitlines()[0]}); "
-            f"get them with `harness fetch weights {card.name}`, or use --profile shapes, which needs none"
+            f"backbone {card.name}: weights of {source} are not on this machine ({str(error).strip().splitlines()[0]})"
+            f"; {how}use --profile shapes, which needs none"
         ) from error
     if card.scheduler:
-        pipe.scheduler = getattr(diffusers, card.scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = _class(card, card.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
+def options(card: BackboneCard) -> dict[str, Any]:
+    """What a call of the card's pipeline takes beyond what all take."""
+    found: dict[str, Any] = {}
+    if card.true_cfg > 1:
+        found["true_cfg_scale"] = card.true_cfg
+    if card.max_sequence_length is not None:
+        found["max_sequence_length"] = card.max_sequence_length
+    return found
+
+
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     defense: Defense,
     requests: Sequence[Request],
     canvas: Canvas,
     steps: int,
     micro_batch: int,
+    further: Mapping[str, Any] = _NOTHING,
 ) -> list[np.ndarray]:
     """Draw ``requests``; returns one array (height, width, 3) uint8 each, in order.
+
+    Args:
+        pipe: as ``load`` gives it.
+        defense: attached to it already.
+        requests: what to draw.
+        canvas: for all of them.
+        steps: of the sampler.
+        micro_batch: pictures in one call of the pipeline.
+        further: the card's ``options``.
 
     Raises:
         RowError: the guard refuses a prompt (refuse it before, to keep its batch-mates).
@@ -106,24 +138,51 @@ def sample(
     for start in range(0, len(requests), micro_batch):
         batch = list(requests[start : start + micro_batch])
         padded = batch + [batch[-1]] * (micro_batch - len(batch))
-        images.extend(_draw(pipe, defense, padded, canvas, steps)[: len(batch)])
+        images.extend(_draw(pipe, padded, canvas, {"num_inference_steps": steps, **further}, defense)[: len(batch)])
     return images
 
 
 def _draw(
-    pipe: StableDiffusionPipeline, defense: Defense, batch: list[Request], canvas: Canvas, steps: int
+    pipe: DiffusionPipeline, batch: list[Request], canvas: Canvas, further: Mapping[str, Any], defense: Defense
 ) -> list[np.ndarray]:
-    extra: dict[str, Any] = defense.begin(len(batch))
+    """One call of the pipeline."""
+    extra: dict[str, Any] = {**further, **defense.begin(len(batch))}
+    if "true_cfg_scale" in extra:
+        extra.setdefault("negative_prompt", [""] * len(batch))  # without a second text FLUX leaves this guidance out
     generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*upcast_vae", category=FutureWarning)  # SDXL's own call
         pictures = pipe(
             prompt=[r.prompt for r in batch],
             generator=generators,
             guidance_scale=canvas.guidance,
-            num_inference_steps=steps,
             width=canvas.width,
             height=canvas.height,
             output_type="np",
             **extra,
         ).images
+    wanted = (canvas.height, canvas.width, 3)
+    if pictures[0].shape != wanted:  # FLUX rounds a size down that is no multiple of 16
+        raise ValueError(f"{type(pipe).__name__} draws {pictures[0].shape} where {wanted} was asked for")
     return [(255 * p).round().clip(0, 255).astype(np.uint8) for p in pictures]
+
+
+def _class(card: BackboneCard, name: str) -> Any:
+    """The class ``name`` of diffusers."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type):
+        raise UserError(
+            f"backbone {card.name}: diffusers {diffusers.__version__} has no class {name!r}"
+            f"{nearest(name, dir(diffusers))}"
+        )
+    return found
+
+
+def _check(card: BackboneCard, cls: Any) -> None:
+    """Refuse what a call of the class would not take."""
+    taken = inspect.signature(cls.__call__).parameters
+    for key, said in (("true_cfg_scale", "true_cfg"), ("max_sequence_length", "max_sequence_length")):
+        if key in options(card) and key not in taken:
+            raise UserError(f"backbone {card.name}: {cls.__name__} takes no {said}")

@@ -95,8 +95,11 @@ class BackboneCard(Card):
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What a defense can take hold of: ``unet``, of Stable Diffusion 1 and 2, with their one text encoder; and
-        ``negative_prompt``, which a distilled model does not read unless ``true_cfg`` is above 1."""
+        """What a defense can take hold of.
+
+        ``unet``: of Stable Diffusion 1 and 2, with their one text encoder. ``negative_prompt``: not of a distilled
+        model, which reads none unless ``true_cfg`` is above 1.
+        """
         unet = ("unet",) if self.pipeline == "StableDiffusionPipeline" else ()
         negative = self.pipeline != "FluxPipeline" or self.true_cfg > 1
         return (*unet, *(("negative_prompt",) if negative else ()))
@@ -297,7 +300,7 @@ class Edition(Model):
     guidance: Amount | None = None  # of a row without one; null: the backbone's
     width: Count | None = None
     height: Count | None = None
-    drawn_at: Count | None = None  # width of the backbone that size and guidance refer to; others draw at their own
+    drawn_at: Count | None = None  # width of the backbone that a row's size refers to; others draw at their own
 
     @field_validator("source")
     @classmethod

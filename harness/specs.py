@@ -257,7 +257,12 @@ class Specs:
     def _drawing(
         self, backbone: BackboneCard, defense: DefenseCard, concept: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What draws: the worker's part and the key's part."""
+        """What draws: the worker's part and the key's part.
+
+        Raises:
+            UserError: the defense cannot change the backbone.
+        """
+        defenses.require(defense, backbone)
         params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
         modules = defenses.modules(defense.mechanism)
         method = {"mechanism": defense.mechanism, "params": params, "files": self._files(params)}

@@ -3,6 +3,7 @@
 A *mechanism* is a module here with ``load(pipe, params, artefact) -> Defense`` and, when something must
 be made before it can run, ``build(pipe, params) -> tensors``. Cards (``pipelines/defenses``) name
 mechanisms by file stem, so a new one is one new file. Importing this package imports no model library.
+``NEEDS`` in a module says what its backbone must offer (``BackboneCard.offers``); without it, ``"unet"``.
 
 ``params`` are a card's resolved parameters, with ``concept`` beside them: the concept the run is about,
 for the guard. Where it is missing, the guard's strictest rule (``nudity``) holds.
@@ -23,10 +24,15 @@ from harness.errors import UserError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.cards import BackboneCard, DefenseCard
     from harness.defenses.base import Defense as Defense
 
 _FOLDER = Path(__file__).parent
 HUB = "hub:"  # "hub:OWNER/REPO@COMMIT/PATH"
+_NEEDED = {
+    "unet": "changes the UNet of a StableDiffusionPipeline",
+    "negative_prompt": "needs a negative prompt, which a distilled model reads only with `true_cfg` above 1",
+}
 
 
 def names() -> list[str]:
@@ -112,6 +118,33 @@ def files(params: Mapping[str, Any]) -> list[Path]:
     """
     named = [params.get("weights"), params.get("preserve")]
     return [Path(v).expanduser() for v in named if isinstance(v, str) and not v.startswith(HUB)]
+
+
+def works(card: DefenseCard, backbone: BackboneCard) -> bool:
+    """Whether ``card`` can be attached to ``backbone``. Nothing is imported or loaded."""
+    needed = _needs(card.mechanism)
+    return not needed or needed in backbone.offers
+
+
+def require(card: DefenseCard, backbone: BackboneCard) -> None:
+    """Refuse a defense on a backbone that it cannot change.
+
+    Raises:
+        UserError: with what it needs.
+    """
+    if not works(card, backbone):
+        raise UserError(
+            f"defense {card.name!r} does not work with backbone {backbone.name!r} ({backbone.pipeline}): "
+            f"it {_NEEDED[_needs(card.mechanism)]}; `none` works with every backbone, and so do regenerators"
+        )
+
+
+def _needs(mechanism: str) -> str:
+    _known(mechanism)
+    for node in _source(mechanism).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["NEEDS"]:
+            return str(ast.literal_eval(node.value))
+    return "unet"
 
 
 def _module(mechanism: str) -> ModuleType:

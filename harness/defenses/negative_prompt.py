@@ -16,6 +16,8 @@ from harness.defenses.base import Defense, Params, Pipe, encode, parse
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEEDS = "negative_prompt"
+
 
 class NegativeParams(Params):
     """What a card may say."""

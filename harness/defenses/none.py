@@ -10,6 +10,8 @@ from harness.defenses.base import Defense, Params, Pipe, parse
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEEDS = ""  # nothing: it works with every backbone
+
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
     """Changes nothing."""

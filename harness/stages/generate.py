@@ -116,7 +116,9 @@ class Generate:
         requests = [backbones.Request(text, e["seed"], e["concept"]) for e, text in jobs]
         size = self.card.micro_batch
         try:
-            pictures = backbones.sample(self._pipe, self._defense, requests, canvas, self.card.steps, size)
+            pictures = backbones.sample(
+                self._pipe, self._defense, requests, canvas, self.card.steps, size, backbones.options(self.card)
+            )
         except torch.OutOfMemoryError as error:
             raise TransientError(
                 f"out of memory at micro_batch {size}; set micro_batch: {max(1, size // 2)} in {self.card.name}.yaml"
