@@ -94,7 +94,7 @@ def execute(
     executor = _inline if resources.executor == "inline" else _ray
     with _interruptible(site), _watching(plan, site, progress), executor(plan, site, resources) as run:
         for leg in legs.cut(plan, resources.num_gpus, resources.gpu_memory_gb):
-            tickets = [_ticket(plan, *place) for place in plan.missing(site.store, leg.stages)]
+            tickets = [make_ticket(plan, *place) for place in plan.missing(site.store, leg.stages)]
             came = Outcome()
             for table in run(leg, tickets) if tickets else ():
                 for ticket in table.to_pylist():
@@ -107,7 +107,8 @@ def execute(
     return outcome
 
 
-def _ticket(plan: Plan, chain: int, shard: int) -> pa.Table:
+def make_ticket(plan: Plan, chain: int, shard: int) -> pa.Table:
+    """What flows for one shard of one chain."""
     found = plan.chains[chain].shards[shard]
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, found.rows.schema) as writer:
@@ -122,7 +123,7 @@ def _ticket(plan: Plan, chain: int, shard: int) -> pa.Table:
 Run = Callable[[Leg, list[pa.Table]], Iterator[pa.Table]]  # tickets through a leg, as they come back
 
 
-def _specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
+def specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
     """The stage's specs in every chain that has it, one per variant."""
     found = {i: tuple(s for s in chain.stages if s.stage == stage) for i, chain in enumerate(plan.chains)}
     return {i: specs for i, specs in found.items() if specs}
@@ -133,7 +134,7 @@ def _inline(plan: Plan, site: Site, resources: Resources) -> Iterator[Run]:
     """The same stages, one ticket after the other, in this process."""
 
     def run(leg: Leg, tickets: list[pa.Table]) -> Iterator[pa.Table]:
-        station = Station([_specs(plan, name) for name in leg.stages], site)
+        station = Station([specs(plan, name) for name in leg.stages], site)
         yield from map(station, tickets)
 
     yield run
@@ -184,7 +185,7 @@ def _stream(plan: Plan, site: Site, resources: Resources, leg: Leg, tickets: lis
         blind = resources.num_gpus and not station.gpu
         dataset = dataset.map_batches(
             Station,
-            fn_constructor_args=([_specs(plan, name) for name in station.stages], site, station.gpu),
+            fn_constructor_args=([specs(plan, name) for name in station.stages], site, station.gpu),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(resources.workers, len(tickets))),
