@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from harness import __version__, weights
 from harness.cardfile import show
-from harness.cards import Card, DatasetCard, Edition, ProfileCard
+from harness.cards import Card, ProfileCard
+from harness.datasetcard import DatasetCard, Edition
 from harness.errors import UserError
 from harness.prompts import check, file_of, parse
 from harness.sheet import Sheet, read_file

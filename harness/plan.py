@@ -21,9 +21,10 @@ import pyarrow.types as pt
 
 from harness import cards, defenses, fingerprint, images, overrides, prompts, regenerators, scorers
 from harness.cardfile import show
-from harness.cards import BackboneCard, DatasetCard, DefenseCard, PolicyCard, ProfileCard
+from harness.cards import BackboneCard, DefenseCard, PolicyCard, ProfileCard
 from harness.chain import Chain, Shard, Variant
 from harness.compare import BASE
+from harness.datasetcard import DatasetCard
 from harness.errors import UserError, nearest
 from harness.regenerators import Regenerator
 from harness.schema import PROMPT

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from harness import sheet as cell
 from harness.cardfile import show
-from harness.cards import BackboneCard, DatasetCard, Edition, ProfileCard, locate
+from harness.cards import BackboneCard, ProfileCard, locate
+from harness.datasetcard import DatasetCard, Edition
 from harness.errors import UserError, nearest
 from harness.guard import verdict
 from harness.schema import PROMPT

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from harness import cards, fetch, prompts
-from harness.cards import DatasetCard
+from harness.datasetcard import DatasetCard
 from harness.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]

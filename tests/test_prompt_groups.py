@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cards, fetch, prompts, sheet
-from harness.cards import DatasetCard
+from harness.datasetcard import DatasetCard
 from harness.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cards, prompts
-from harness.cards import DatasetCard, Edition
+from harness.datasetcard import DatasetCard, Edition
 from harness.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]

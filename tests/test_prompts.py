@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cards, prompts, sheet
-from harness.cards import DatasetCard
+from harness.datasetcard import DatasetCard
 from harness.errors import UserError
 from harness.schema import PROMPT
 

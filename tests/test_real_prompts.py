@@ -14,7 +14,7 @@ import pytest
 from desk import Desk
 
 from harness import cards
-from harness.cards import DatasetCard
+from harness.datasetcard import DatasetCard
 
 FILES = {
     "ring-a-bell-violence-eta5-k77": "Violence_eta_5_K_77.csv",

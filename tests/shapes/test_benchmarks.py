@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cards
+from harness.datasetcard import DatasetCard
 from harness.guard import verdict
 from harness.shapes import benchmarks, inversion, phrasing, world
 from harness.shapes.inversion import Settings, Vocabulary
 from harness.shapes.studio import WEIGHTS, Studio
 
 ROOTS = cards.roots()
-BENCHES = {c.name: c for c in cards.load_all("dataset", ROOTS) if isinstance(c, cards.DatasetCard)}
+BENCHES = {c.name: c for c in cards.load_all("dataset", ROOTS) if isinstance(c, DatasetCard)}
 SHAPES = sorted(name for name, card in BENCHES.items() if "shapes" in card.editions)
 RINGS = [name for name in SHAPES if name.startswith("ring-a-bell")]
 WORDLESS = [*RINGS, "mma-diffusion", "p4d", "p4d-n", "unlearndiffatk"]
