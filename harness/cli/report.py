@@ -12,6 +12,7 @@ from harness.cli import options
 from harness.errors import UserError
 
 FORMATS = ("terminal", "md", "csv", "json")
+SAFEREDIR = "saferedir"
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    name: Annotated[str, typer.Argument(help="Table, see `harness list reports`; with --curve a run's folder.")],
+    name: Annotated[
+        str, typer.Argument(help="Table, see `harness list reports`; or saferedir; with --curve a run's folder.")
+    ],
+    runs: Annotated[list[str] | None, typer.Argument(help="Of saferedir: folders of runs, or their names.")] = None,
     profile: options.Profile = "paper",
     out: options.Out = options.OUT,
     form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "terminal",
@@ -38,14 +42,20 @@ def report(
 ) -> None:
     """Print a table in the paper's layout from every run under --out: k/n, interval, and the paper's value beside.
 
-    Cells that no run gives say so, and how to get them. With --curve, ASR of one run at every threshold, from its
-    stored scores, with the point of each published policy over the same scorer.
+    Cells that no run gives say so, and how to get them. `harness report saferedir RUN...` prints FSR, CSDR and PDR of
+    SafeRedir's protocol. With --curve, ASR of one run at every threshold, from its stored scores, with the point of
+    each published policy over the same scorer.
     """
     if curve:
         _curve(Path(name) if Path(name).is_dir() else out / name, policy, to, cards, as_json)
         return
     if policy is not None:
         raise UserError("--policy goes with --curve; a table's card names its policies")
+    if name == SAFEREDIR:
+        _print(_saferedir(runs or [], out, cards, "json" if as_json else form), to)
+        return
+    if runs:
+        raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
     from harness.cards import load, roots
     from harness.errors import nearest
     from harness.report import table
@@ -54,7 +64,11 @@ def report(
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
     card = load("report", name, roots(cards))
     load("profile", profile, roots(cards))
-    text = table.render(table.assemble(card, out, profile), "json" if as_json else form)
+    _print(table.render(table.assemble(card, out, profile), "json" if as_json else form), to)
+
+
+def _print(text: str, to: Path | None) -> None:
+    """To standard output, or to a file."""
     if to is None:
         typer.echo(text)
     else:
@@ -62,6 +76,21 @@ def report(
 
         write_atomically(to, (text + "\n").encode())
         typer.echo(f"{to}", err=True)
+
+
+def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> str:
+    """SafeRedir's tables of runs, each a folder or a name below ``out``."""
+    from harness.cards import load, roots
+    from harness.report import saferedir
+
+    if not names:
+        raise UserError(f"report {SAFEREDIR!r} needs the folders of runs: harness report {SAFEREDIR} RUN...")
+    folders = [Path(name) if Path(name).is_dir() else out / name for name in names]
+    for folder in folders:
+        read_record(folder)  # a run that is not there is refused with those that are
+    wanted = [*(task.policy for task in saferedir.TASKS), saferedir.PERSON]
+    policies = {name: load("policy", name, roots(cards)) for name in wanted}
+    return saferedir.render(saferedir.assemble(folders, policies), form)
 
 
 def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, as_json: bool) -> None:
