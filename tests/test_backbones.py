@@ -398,7 +398,8 @@ def test_another_backbone_draws_at_its_own_size_and_guidance(desk: Desk) -> None
     """Those of the row are the benchmark's, for the backbone it was made with."""
     done = desk.run(
         "eval", "--defense", "none", "--bench", "ten", "--profile", "small", "--limit", "3", "--json",
-        "--executor", "inline", "--regen", "pez:iterations=2,pez:iterations=2:backbone=tiny-flux", "--max-errors", "50%", store="own",
+        "--executor", "inline", "--regen", "pez:iterations=2,pez:iterations=2:backbone=tiny-flux",
+        "--max-errors", "50%", store="own",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert len(list((desk.root / "own/optimise").iterdir())) == 1
