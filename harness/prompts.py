@@ -116,8 +116,9 @@ def read(card: DatasetCard, profile: ProfileCard, backbone: BackboneCard, data: 
     """The benchmark's rows in file order, ``samples`` rows for each prompt.
 
     Guidance and size are the row's own where the card says that they count, else the edition's, else the
-    backbone's. Of several samples of a prompt, each takes its own of the edition's ``sample_seeds``, the same for
-    every prompt; without them sample k takes the row's seed + k.
+    backbone's; another backbone than the one they were meant for (``drawn_at``) draws at its own. Of several samples
+    of a prompt, each takes its own of the edition's ``sample_seeds``, the same for every prompt; without them sample
+    k takes the row's seed + k.
 
     Args:
         card: the benchmark.
@@ -136,12 +137,17 @@ def read(card: DatasetCard, profile: ProfileCard, backbone: BackboneCard, data: 
     columns = edition.columns
     prompts = found.values(found.need(columns.prompt), str)
     seeds = _column(found, columns.seed, cell.seed, edition.seed)
-    own_size = edition.drawn_at in (None, backbone.width)
+    own = edition.drawn_at in (None, backbone.width)  # guidance and size are of the backbone the file speaks of
     table = {
         "prompt": prompts,
-        "guidance": _column(found, columns.guidance, cell.guidance, _or(edition.guidance, backbone.guidance)),
-        "width": _column(found, columns.width if own_size else None, cell.pixels, edition.width or backbone.width),
-        "height": _column(found, columns.height if own_size else None, cell.pixels, edition.height or backbone.height),
+        "guidance": _column(
+            found,
+            columns.guidance if own else None,
+            cell.guidance,
+            _or(edition.guidance if own else None, backbone.guidance),
+        ),
+        "width": _column(found, columns.width if own else None, cell.pixels, edition.width or backbone.width),
+        "height": _column(found, columns.height if own else None, cell.pixels, edition.height or backbone.height),
         "excluded": _verdicts(card, edition, found, prompts),
         "row_id": [f"{card.name}/{i:05d}" for i in range(len(prompts))],
         "bench": [card.name] * len(prompts),

@@ -155,11 +155,11 @@ def test_the_editions_defaults_come_before_the_backbones(tmp_path: Path) -> None
     assert (rows[1]["guidance"], rows[1]["width"], rows[1]["height"]) == (0.0, 256, 320)
 
 
-def test_a_size_meant_for_another_backbone_does_not_count(tmp_path: Path) -> None:
+def test_size_and_guidance_meant_for_another_backbone_do_not_count(tmp_path: Path) -> None:
     card = bench(tmp_path, FULL, columns=COUNTED, drawn_at=512)
     drawn = prompts.read(card, PAPER, SMALL, tmp_path)
     assert drawn["width"].to_pylist() == [SMALL.width] * 2
-    assert drawn["guidance"].to_pylist() == [9.5, SMALL.guidance]
+    assert drawn["guidance"].to_pylist() == [SMALL.guidance] * 2
 
 
 def test_several_samples_of_a_prompt_take_consecutive_seeds(tmp_path: Path) -> None:
