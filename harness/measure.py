@@ -221,7 +221,9 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
         excluded = present(rows["excluded"])
         fate = Fate(values, _errored(rows, *failed) & ~excluded & ~present(values), excluded)
         build = _rate if pa.types.is_boolean(values.type) else _mean
-        yield replace(build(judged, column, fate, scorer=scorer), reference=reference or None)
+        cell = build(judged, column, fate, scorer=scorer)
+        reasons = _reasons(rows.filter(pa.array(fate.errored | fate.excluded)), failed)
+        yield replace(cell, reference=reference or None, reasons=reasons)
 
 
 def _scorer_of(column: str, names: Sequence[str]) -> str | None:
@@ -290,15 +292,17 @@ def _cell(judged: _Judged, metric: str, fate: Fate, policy: PolicyCard | None, s
         subset=f"{rows}/{origin.total}" if origin and rows != origin.total else None,
         method=dict(origin.method) if origin else {},
         settings=dict(origin.settings) if origin else {},
-        reasons=_reasons(part.rows.filter(pa.array(~fate.scored)), policy),
+        reasons=_reasons(
+            part.rows.filter(pa.array(~fate.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
+        ),
     )
 
 
-def _reasons(rows: pa.Table, policy: PolicyCard | None) -> dict[str, int]:
+def _reasons(rows: pa.Table, failures: Sequence[str]) -> dict[str, int]:
     """How many rows without a verdict were excluded or failed for which reason, the most frequent first."""
     found: Counter[str] = Counter()
     left = rows
-    for name in ("excluded", "error", *(f"{s}_error" for s in (policy.scorers if policy else ()))):
+    for name in ("excluded", "error", *failures):
         if name not in rows.column_names:
             continue
         for entry in pc.value_counts(left[name].drop_null()).to_pylist():

@@ -31,6 +31,8 @@ def parse(spec: str, option: str) -> tuple[str, dict[str, str]]:
         key, separator, value = change.partition("=")
         if not separator:
             raise UserError(f"{option} {spec!r}: {change!r} is no KEY=VALUE")
+        if key in asked:
+            raise UserError(f"{option} {spec!r}: {key!r} is given twice")
         asked[key] = value
     return name, asked
 

@@ -147,6 +147,7 @@ def test_pictures_from_elsewhere_go_the_same_way(desk: Desk) -> None:
         (("--regen", "resafe:alfa=1"), "did you mean 'alpha'"),
         (("--regen", "resafe:alpha=2"), "alpha"),
         (("--regen", "resafe:alpha"), "KEY=VALUE"),
+        (("--regen", "resafe:alpha=0.1:alpha=0.2"), "given twice"),
         (("--regen", "none,resafe"), "'none' beside"),
         (("--regen", "pez:alpha=0.5"), "caption"),
     ],
