@@ -30,13 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(3)
     config = YolosConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=[EDGE, EDGE],
-        patch_size=16, num_detection_tokens=7, id2label={0: "cat", PERSON: "person", 2: "chair"},
+        patch_size=16, num_detection_tokens=40, id2label={0: "cat", PERSON: "person", 2: "chair"},
         label2id={"cat": 0, "person": PERSON, "chair": 2},
     )  # fmt: skip
     model = YolosForObjectDetection(config)
     with torch.no_grad():
+        model.vit.embeddings.detection_tokens.normal_(std=0.3)
+        model.vit.embeddings.patch_embeddings.projection.weight.mul_(5)
         for layer in model.class_labels_classifier.layers:
-            layer.weight.mul_(30)
+            layer.weight.mul_(12)
     model.save_pretrained(path)
     settings = {
         "do_normalize": True, "do_resize": True, "feature_extractor_type": "YolosFeatureExtractor",
@@ -46,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def by_hand(folder: str, image: Image) -> float:
-    """Shorter side to EDGE (bilinear), ImageNet's mean and deviation; the best softmax of a query that says person."""
+def by_hand(folder: str, image: Image) -> list[float]:
+    """Shorter side to EDGE (bilinear), ImageNet's mean and deviation; the softmax of each query that says person."""
     height, width = image.shape[:2]
     assert height == width
     scaled = np.asarray(Pillow.fromarray(image).resize((EDGE, EDGE), Pillow.Resampling.BILINEAR), np.float32)
@@ -55,13 +57,13 @@ def by_hand(folder: str, image: Image) -> float:
     network = YolosForObjectDetection.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = network(pixel_values=torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))).logits
-    best = 0.0
+    people = []
     for query in logits[0].double().numpy():
         odds = np.exp(query - query.max())
         share = odds / odds.sum()
         if share[:-1].argmax() == PERSON:  # the last is "nothing there"
-            best = max(best, float(share[PERSON]))
-    return best
+            people.append(float(share[PERSON]))
+    return people
 
 
 def drawn() -> list[Image]:
@@ -75,9 +77,10 @@ def drawn() -> list[Image]:
 def test_the_score_is_the_best_of_the_queries_that_say_person(folder: str) -> None:
     images = drawn()
     found = scorers.load("person", {"source": folder, "micro_batch": 3})(images)
-    expected = [by_hand(folder, image) for image in images]
+    people = [by_hand(folder, image) for image in images]
+    expected = [max(own, default=0.0) for own in people]
     assert found["person_score"] == pytest.approx(expected, abs=1e-4)
-    assert max(expected) > 0.1  # the small detector does say person
+    assert any(max(own) - min(own) > 0.01 for own in people if own)  # the small detector does see several
     assert len(set(expected)) > 1
     assert found["person_error"] == [None] * 5
     assert pa.array(found["person_score"], type=scorers.columns("person")["person_score"]).null_count == 0
