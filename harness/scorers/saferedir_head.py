@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(CONCEPT_LABEL),  # path of the task's head
     **_clip.LARGE,
     "source": "openai/clip-vit-base-patch32",
-    "revision": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    "revision": "c237dc49a33fc61debc9276459120b7eac67e7ef",  # main's weights as safetensors; main has a pickle only
 }
 _LARGEST = 16 << 20  # bytes; the published heads have about 1.7 MB
 
