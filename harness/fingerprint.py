@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,16 @@ def code(modules: Iterable[str]) -> str:
     """
     found = hashlib.sha256()
     for name in sorted(set(modules)):
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"no module {name!r} to take the digest of")
-        found.update(name.encode() + b"\0" + Path(spec.origin).read_bytes() + b"\0")
+        found.update(name.encode() + b"\0" + _source(name).read_bytes() + b"\0")
     return found.hexdigest()[:LENGTH]
+
+
+@cache
+def _source(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"no module {module!r} to take the digest of")
+    return Path(spec.origin)
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
@@ -44,6 +50,7 @@ def versions(distributions: Iterable[str]) -> dict[str, str | None]:
     return {name: _version(name) for name in sorted(set(distributions))}
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
