@@ -212,7 +212,7 @@ class Specs:
         """
         stem, _, beside = name.partition("@")
         params = dict(self.profile.settings.get(stem, {}))
-        weights = {p.name: self.hashes.of(p) for p in scorers.weights(stem, params)}
+        weights = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(scorers.weights(stem, params))}
         key = {
             "schema": VERSION,
             "scorer": stem,
