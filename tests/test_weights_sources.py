@@ -174,7 +174,7 @@ def through_hub(tmp_path: Path, *files: str, code: int = 200) -> str:
         **{f"/owner/model/resolve/{revision}/{entry['path']}": (code, b"{}") for entry in tree},
     }
     if code != 200:
-        answers = {path: (code, b"") for path in answers}
+        answers = dict.fromkeys(answers, (code, b""))
     with web(answers) as address:
         env = os.environ | {
             "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"

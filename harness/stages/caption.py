@@ -45,7 +45,7 @@ class Caption:
     def __init__(
         self, captioner: vlm.Captioner, held: dict[str, Any], asked: tuple[vlm.Turn, ...], given: tuple[str, ...] | None
     ) -> None:
-        """Args: captioner: the model. held: its params. asked: its questions. given: components known without asking."""
+        """Args: captioner: the model. held: its params. asked: questions. given: known components."""
         self.captioner, self.vlm, self._turns, self._given = captioner, held, asked, given
 
     def __call__(self, rows: pa.Table) -> pa.Table:
