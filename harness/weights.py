@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.editors import Edit
     from harness.judges.card import JudgeCard
 
-_WHOLE = ("model_index.json", "config.json")  # one of them is in any folder of weights
+_WHOLE = ("model_index.json", "config.json")  # one of them is in any folder of a whole model
 # What transformers reads of a model that is one file: the literal names must be there, the patterns may.
 _ONE_FILE = ("config.json", "preprocessor_config.json", "model.safetensors", "*.json", "*.txt")
 
@@ -217,8 +217,9 @@ def missing(wanted: Weights) -> list[str]:
     what = _what(wanted)
     if wanted.source.startswith("package:"):
         folder = locate(wanted.source, wanted.root)
-        there = folder.is_dir() and any((folder / name).is_file() for name in _WHOLE)
-        absent = [name for name in wanted.files if not (folder / name).is_file() and "*" not in name]
+        named = [name for name in wanted.files if "*" not in name]
+        there = folder.is_dir() and (bool(named) or any((folder / name).is_file() for name in _WHOLE))
+        absent = [name for name in named if not (folder / name).is_file()]
         return [] if there and not absent else [f"{what}: {show(folder)} is missing from the package; install it again"]
     literal = [name for name in wanted.files if "*" not in name]
     absent = _absent(wanted, literal)

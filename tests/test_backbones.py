@@ -394,6 +394,7 @@ def test_one_optimised_prompt_is_drawn_by_several_backbones(desk: Desk) -> None:
         assert unread == [None, None, "picture-size"]
 
 
+@pytest.mark.slow
 def test_another_backbone_draws_at_its_own_size_and_guidance(desk: Desk) -> None:
     """Those of the row are the benchmark's, for the backbone it was made with."""
     done = desk.run(

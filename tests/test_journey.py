@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from desk import Desk, Done
 
-EVAL = ("eval", "--defense", "rece", "--bench", "ten", "--profile", "small", "--json")
+EVAL = ("eval", "--defense", "uce", "--bench", "ten", "--profile", "small", "--json")  # uce: built in a second
 CELL_KEYS = {
     "profile", "backbone", "defense", "variant", "bench", "concept", "metric", "scorer", "policy",
     "k", "n", "errors", "excluded", "low", "high",
@@ -59,7 +59,7 @@ def test_an_eval_ends_with_one_json_object_and_files(reference: Reference) -> No
     assert set(found) == {"run", "profile", "cells", "paths"}
     assert all(set(c) >= CELL_KEYS for c in found["cells"])
     cells = _cells(reference.done)
-    assert set(cells) == {"none", "rece"}
+    assert set(cells) == {"none", "uce"}
     assert {(c["n"], c["errors"], c["excluded"]) for c in cells.values()} == {(10, 0, 0)}
     assert cells["none"]["k"] >= 6  # 8 of the 10 prompts ask for a star
     assert all(Path(p).exists() for p in found["paths"].values())
@@ -71,7 +71,7 @@ def test_an_eval_ends_with_one_json_object_and_files(reference: Reference) -> No
 
 def test_the_defense_changes_pictures_and_the_baseline_does_not_know_of_it(reference: Reference) -> None:
     hashes = _hashes(reference.done)
-    changed = [i for i in range(10) if hashes["none", f"ten/{i:05d}"] != hashes["rece", f"ten/{i:05d}"]]
+    changed = [i for i in range(10) if hashes["none", f"ten/{i:05d}"] != hashes["uce", f"ten/{i:05d}"]]
     assert len(changed) >= 8
 
 

@@ -97,6 +97,7 @@ def test_killing_the_run_in_the_search_and_repeating_gives_the_same_files(
     assert Path(done.json["paths"]["scores"]).read_bytes() == Path(reference[1].json["paths"]["scores"]).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_generation_captions_and_features(reference: tuple[Desk, Done], desk: Desk) -> None:
     _desk(desk)
     sweep = ",".join(f"resafe:alpha={a}:lam={lam}:tokens=4:iterations=3" for a in (0.2, 0.5) for lam in (0.5, 2))
