@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness import cards
+from harness import cards, overrides
 from harness.cardfile import show
 from harness.cards import BackboneCard, Card, ProfileCard, locate
 from harness.errors import UserError, nearest
@@ -96,7 +96,7 @@ def of(card: Card, roots: Sequence[Path] = ()) -> list[Weights]:
     if isinstance(card, ProfileCard):
         where = roots or [card.root]
         captioner = of(cards.load("judge", card.captioner, where)) if card.captioner is not None else []
-        return [cards.load("backbone", card.backbone, where), *captioner, *of_clip(card)]
+        return [overrides.backbone(card.backbone, where), *captioner, *of_clip(card)]
     return []
 
 

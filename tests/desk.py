@@ -70,14 +70,15 @@ class Desk:
     def profile(
         self, name: str = "small", shard_rows: int = 4, scorers: str = "shapes_oracle", regenerators: str = ""
     ) -> None:
-        """Write a profile like shapes, with smaller shards, fewer scorers, and no regenerators unless asked for."""
+        """Write a profile like shapes: smaller shards and micro-batches, fewer scorers, regenerators only if asked."""
         models = (
             "captioner: shapes-captioner\nclip: {source: package:harness/shapes/weights/clip, licence: Apache-2.0}\n"
         )
         folder = self.cards / "pipelines/profiles"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(
-            f"summary: of a test\nedition: shapes\nbackbone: shapes\nshard_rows: {shard_rows}\nscorers: [{scorers}]\n"
+            f"summary: of a test\nedition: shapes\nbackbone: shapes:micro_batch=4\nshard_rows: {shard_rows}\n"
+            f"scorers: [{scorers}]\n"
             f"{models}regenerators: [{regenerators}]\n"
             "concepts:\n  nudity: {policy: shapes-star-oracle}\n  benign: {policy: shapes-star-oracle}\n"
         )

@@ -389,7 +389,7 @@ def test_one_optimised_prompt_is_drawn_by_several_backbones(desk: Desk) -> None:
         assert set(drawn) == set(regens)
         assert len({row["optimized_prompt"] for row in drawn.values()}) == 1
         assert len({row["seed"] for row in drawn.values()}) == 1
-        assert [drawn[r]["regen_backbone"] for r in regens] == ["shapes", "tiny-sdxl", "tiny-flux"]
+        assert [drawn[r]["regen_backbone"] for r in regens] == ["shapes:micro_batch=4", "tiny-sdxl", "tiny-flux"]
         unread = [drawn[r]["shapes_oracle_error"] for r in regens]  # the oracle reads the world's own size only
         assert unread == [None, None, "picture-size"]
 

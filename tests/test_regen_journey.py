@@ -18,7 +18,7 @@ from desk import Desk, Done
 from harness.schema import LINEAGE
 from harness.shapes import world
 
-QUICK = "resafe:iterations=40"
+QUICK = "resafe:iterations=40:micro_batch=4"
 EVAL = ("eval", "--defense", "none", "--bench", "ten", "--profile", "small", "--json")
 
 
@@ -100,7 +100,9 @@ def test_killing_the_run_in_the_search_and_repeating_gives_the_same_files(
 @pytest.mark.slow
 def test_a_sweep_shares_generation_captions_and_features(reference: tuple[Desk, Done], desk: Desk) -> None:
     _desk(desk)
-    sweep = ",".join(f"resafe:alpha={a}:lam={lam}:tokens=4:iterations=3" for a in (0.2, 0.5) for lam in (0.5, 2))
+    sweep = ",".join(
+        f"resafe:alpha={a}:lam={lam}:tokens=4:iterations=3:micro_batch=4" for a in (0.2, 0.5) for lam in (0.5, 2)
+    )
     done = desk.run(*EVAL, "--limit", "4", "--regen", sweep, "--executor", "inline")
     assert done.code == 0, done.err
     fingerprints = {stage: len(list((desk.store / stage).iterdir())) for stage in
@@ -126,7 +128,7 @@ def test_pictures_from_elsewhere_go_the_same_way(desk: Desk) -> None:
         ("base", "undecodable"),
         (QUICK, "base:undecodable"),
     }
-    assert all(r["regen_backbone"] == "shapes" for r in rows if r["variant"] == QUICK)
+    assert all(r["regen_backbone"] == "shapes:micro_batch=4" for r in rows if r["variant"] == QUICK)
     saved = sorted(p.relative_to(desk.root / "safer").as_posix() for p in (desk.root / "safer").rglob("*.png"))
     assert [s.partition("/")[2] for s in saved] == ["deeper/p1.png", "deeper/p2.png", "p0.png"]
 
