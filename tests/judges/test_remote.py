@@ -263,7 +263,7 @@ def test_what_a_person_must_mend_stops_at_once_and_hides_the_key(
     with pytest.raises(UserError, match=rf"127\.0\.0\.1.*{status}.*no use") as raised:
         asking.ask(*[question(str(i)) for i in range(20)])
     assert KEY not in str(raised.value)
-    assert len(server.requests) <= 2
+    assert len(server.requests) <= 5  # of 20: what is under way when the first answer is read
     assert asking.waits == []
 
 
