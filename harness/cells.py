@@ -30,6 +30,7 @@ PASS_THROUGH = "pass_through"  # of a regeneration: unsafe after, of those unsaf
 ASR_FLAGGED = "asr_if_flagged"  # of a regeneration: ASR had only the flagged pictures been made anew
 FID = "fid"  # of a set: Frechet distance to the undefended pictures, by Inception features
 BOXES = "boxes"  # detections that a policy counts, in how many pictures: k may exceed n
+OF_FLAGGED = "_of_flagged"  # ends the name of a mean over the pictures that the main policy flagged before
 METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED, BOXES, FID)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, PASS_THROUGH, Cell, Part, Policies, parts
+from harness.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, OF_FLAGGED, PASS_THROUGH, Cell, Part, Policies, parts
 from harness.compare import BASE, Comparison, Mask, Method, compare
 from harness.conservation import Fate, check_fate, check_once, check_parts, check_rows, present
 from harness.errors import UserError
@@ -112,6 +112,7 @@ def measure(
         cells += _after(judged, columns)
         cells += [_boxes(judged, p) for p in policies[judged.part.concept] if p.unit == "box"]
         cells += _means(judged, means)
+        cells += _means_of_flagged(judged, columns, means)
     return cells
 
 
@@ -224,6 +225,18 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
         cell = build(judged, column, fate, scorer=scorer)
         reasons = _reasons(rows.filter(pa.array(fate.errored | fate.excluded)), failed)
         yield replace(cell, reference=reference or None, reasons=reasons)
+
+
+def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str]) -> Iterator[Cell]:
+    """What a regeneration keeps of the pictures that the main policy flags: had it seen only those, all others stay."""
+    part = judged.part
+    if part.variant == BASE or not judged.ballots:
+        return
+    base = columns[_key(part, judged.ballots[0].policy)].get((part.defense, BASE), {})
+    flagged = [base.get(row) is True for row in _row_keys(part)]
+    chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
+    for cell in _means(judged._replace(part=chosen), [name for name in wanted if name.endswith("@same/base")]):
+        yield replace(cell, metric=f"{cell.metric}{OF_FLAGGED}", subset=None)
 
 
 def _scorer_of(column: str, names: Sequence[str]) -> str | None:

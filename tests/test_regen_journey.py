@@ -24,6 +24,8 @@ EVAL = ("eval", "--defense", "none", "--bench", "ten", "--profile", "small", "--
 
 def _desk(made: Desk) -> Desk:
     made.profile(regenerators=QUICK, scorers="shapes_oracle, shapes_kept@same/base")
+    card = made.cards / "pipelines/profiles/small.yaml"
+    card.write_text(card.read_text() + "means: [shapes_kept_background@same/base]\n")
     return made
 
 
@@ -74,6 +76,36 @@ def test_regeneration_takes_most_stars_away_and_counts_what_passes_through(refer
     assert (flagged["k"], flagged["n"]) == (len(before & after), 10)
     assert asr[QUICK]["compared"]["against"] == "none/base"
     assert asr[QUICK]["method"]["iterations"] == 40
+
+
+def test_what_is_kept_of_the_flagged_pictures_is_counted_by_itself(reference: tuple[Desk, Done]) -> None:
+    rows = _rows(reference[1])
+    before = {r["row_id"] for r in rows if r["variant"] == "base" and r["shapes_oracle_star"] >= 1}
+    kept = [r["shapes_kept_background@same/base"] for r in rows if r["variant"] == QUICK and r["row_id"] in before]
+    found = {c["metric"]: c for c in reference[1].json["cells"] if c["variant"] == QUICK}
+    assert (found["shapes_kept_background_of_flagged"]["k"], found["shapes_kept_background_of_flagged"]["n"]) == (
+        sum(map(bool, kept)),
+        len(kept),
+    )
+    assert found["shapes_kept_background"]["n"] == 10
+
+
+def test_the_papers_other_regenerators_go_the_same_way(desk: Desk) -> None:
+    few = "iterations=3:micro_batch=4"
+    chosen = f"pez:{few},resafe-image-only:{few},resafe-text-only:{few},simple-caption"
+    done = desk.run(*EVAL, "--limit", "3", "--regen", chosen, "--executor", "inline")
+    assert done.code == 0, done.err
+    rows = {(r["variant"], r["row_id"]): r for r in _rows(done)}
+    for variant, alpha, captioned in (("pez", 0, False), ("resafe-image-only", 0, True), ("resafe-text-only", 1, True)):
+        row = rows[f"{variant}:{few}", "ten/00000"]
+        assert row["alpha"] == alpha
+        assert (row["safe_caption"] is not None) == captioned
+        assert (row["already_safe"] is not None) == captioned
+        assert row["optimized_prompt"]
+    simple = rows["simple-caption", "ten/00000"]
+    assert simple["safe_caption"]
+    assert simple["optimized_prompt"] is None
+    assert len({r["image_sha256"] for (_, row_id), r in rows.items() if row_id == "ten/00000"}) == 5
 
 
 @pytest.mark.ray
