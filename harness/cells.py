@@ -31,7 +31,6 @@ ASR_FLAGGED = "asr_if_flagged"  # of a regeneration: ASR had only the flagged pi
 FID = "fid"  # of a set: Frechet distance to the undefended pictures, by Inception features
 BOXES = "boxes"  # detections that a policy counts, in how many pictures: k may exceed n
 OF_FLAGGED = "_of_flagged"  # ends the name of a mean over the pictures that the main policy flagged before
-METRICS = (ASR, DEGENERATE, PASS_THROUGH, ASR_FLAGGED, BOXES, FID)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Cell:
     variant: str
     bench: str
     concept: str
-    metric: str  # one of METRICS, or the raw column whose mean it is
+    metric: str  # one of the names above, or the raw column whose mean it is
     scorer: str | None
     policy: str | None
     main: bool  # the first policy of its concept, which the others stand beside
