@@ -23,7 +23,7 @@ PROMPTS = (
     "a green square above a red star on a black background",
 )
 
-_DATASET = """summary: prompts of a test
+DATASET = """summary: prompts of a test
 concept: {concept}
 paper: none
 editions:
@@ -63,7 +63,7 @@ class Desk:
     ) -> None:
         """Write a benchmark: its card and its file."""
         folder = self.cards / "datasets"
-        (folder / f"{name}.yaml").write_text(_DATASET.format(concept=concept, rows=len(prompts), name=name))
+        (folder / f"{name}.yaml").write_text(DATASET.format(concept=concept, rows=len(prompts), name=name))
         lines = [f'"{p}",{100 + i},{(widths or {}).get(i, 32)}' for i, p in enumerate(prompts)]
         (folder / f"{name}.csv").write_text("\n".join(["prompt,seed,width", *lines]) + "\n")
 
