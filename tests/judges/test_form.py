@@ -90,6 +90,21 @@ def test_the_form_reaches_for_no_network(made: MadeRun) -> None:
     assert not re.search(r"https?://|//[a-z]|@import|url\(|fetch\(|XMLHttp|sendBeacon|WebSocket|localStorage", page)
 
 
+def test_a_picture_is_blurred_by_its_style_alone(made: MadeRun) -> None:
+    """Without a script's doing: nothing but a pressed cover lifts it, and covers begin unpressed."""
+    page = make(made).html
+    style = page[page.index("<style>") : page.index("</style>")]
+    rules = dict(re.findall(r"([^{}]+?)\s*\{([^{}]*)\}", style))
+    filters = {selector.strip(): re.findall(r"filter:\s*([^;]+)", body) for selector, body in rules.items()}
+    blur = filters.pop(".cover img")
+    assert re.fullmatch(r"blur\((\d+)px\)", blur[0])
+    assert int(re.findall(r"\d+", blur[0])[0]) >= 40
+    assert {selector: found for selector, found in filters.items() if found} == {
+        '.cover[aria-pressed="true"] img': ["none"]
+    }
+    assert 'aria-pressed", "false"' in page
+
+
 def test_text_cannot_leave_its_script(made: MadeRun) -> None:
     made.record["chains"].clear()
     made.add("van-gogh", "van-gogh", 2)
