@@ -6,9 +6,10 @@ is the same row, and is never computed twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from harness.schema import PROMPT
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SOURCE = pa.schema([("source", pa.string()), ("source_sha256", pa.string())])  # beside PROMPT's columns
 SEED = 42
+_AT_ONCE = 64  # rows of a Parquet file in memory while it is listed
 
 
 class Picture(NamedTuple):
@@ -44,14 +46,18 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> pa.Table:
         canvas: the backbone whose size and guidance a regeneration is drawn with.
 
     Raises:
-        UserError: no such path, nothing in it, or a column that cannot be used.
+        UserError: no such path, nothing in it, what cannot be read, or a column or a name that cannot be used.
     """
     if path.is_dir():
-        found = list(_folder(path))
+        list_pictures = _folder
     elif path.suffix == ".parquet" and path.is_file():
-        found = list(_parquet(path))
+        list_pictures = _parquet
     else:
         raise UserError(f"--images {show(path)}: give a folder of pictures or a .parquet file")
+    try:
+        found = list(list_pictures(path))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
     if not found:
         raise UserError(f"--images {show(path)}: holds no pictures ({', '.join(SUFFIXES)})")
     names = [p.name for p in found]
@@ -79,37 +85,93 @@ def load(source: str) -> bytes:
     """
     path, mark, row = source.rpartition("#")
     if mark and path.endswith(".parquet") and row.isdigit():
-        return _bytes(pq.read_table(path, columns=["image"])["image"][int(row)].as_py())
+        return _row(path, int(row))
     return Path(source).read_bytes()
+
+
+def _row(path: str, row: int) -> bytes:
+    """The picture of one row of a Parquet file.
+
+    Raises:
+        OSError: it cannot be read, or is not there any more.
+    """
+    changed = Path(path).stat().st_mtime_ns
+    try:
+        group, within = _place(path, changed, row)
+        return _bytes(_group(path, changed, group)[within].as_py())
+    except (pa.ArrowException, LookupError) as error:
+        raise OSError(f"{path}: row {row}: {error}") from error
+
+
+def _place(path: str, changed: int, row: int) -> tuple[int, int]:
+    """The row group in which a row lies, and its place there.
+
+    Raises:
+        LookupError: the file has fewer rows.
+    """
+    for group, size in enumerate(_group_sizes(path, changed)):
+        if row < size:
+            return group, row
+        row -= size
+    raise LookupError("the file has fewer rows")
+
+
+@functools.lru_cache(maxsize=4)
+def _group_sizes(path: str, changed: int) -> list[int]:
+    about = pq.read_metadata(path)
+    return [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+
+
+@functools.lru_cache(maxsize=1)  # rows are asked for in their order, and a group may hold gigabytes
+def _group(path: str, changed: int, group: int) -> pa.ChunkedArray:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=["image"])["image"]
 
 
 def _bench(path: Path) -> str:
     """What the pictures are called as a set: the folder's or the file's name."""
-    return f"images-{path.resolve().stem}"
+    return f"images-{path.resolve().name if path.is_dir() else path.resolve().stem}"
 
 
 def _folder(path: Path) -> Iterator[Picture]:
     for file in path.rglob("*"):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
+        if file.suffix.lower() in SUFFIXES and not file.is_dir():
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             yield Picture(str(file.resolve()), file.relative_to(path).as_posix(), digest)
 
 
 def _parquet(path: Path) -> Iterator[Picture]:
-    table = pq.read_table(path)
-    if "image" not in table.column_names:
-        raise UserError(f"{show(path)}: no column 'image'{nearest('image', table.column_names)} "
-                        f"(it has: {', '.join(table.column_names)})")  # fmt: skip
-    ids = next((table[c].to_pylist() for c in ("row_id", "id") if c in table.column_names), range(table.num_rows))
-    prompts = table["prompt"].to_pylist() if "prompt" in table.column_names else [""] * table.num_rows
-    seeds = table["seed"].to_pylist() if "seed" in table.column_names else [SEED] * table.num_rows
-    for i, (name, image) in enumerate(zip(ids, table["image"].to_pylist(), strict=True)):
-        data = _bytes(image)
-        seed = SEED if seeds[i] is None else seeds[i]
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise UserError(f"{show(path)}: row {i}: column 'seed': {seed!r} is no unsigned 64-bit number")
-        digest = hashlib.sha256(data).hexdigest()
-        yield Picture(f"{path.resolve()}#{i}", str(name), digest, prompts[i] or "", seed)
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if "image" not in names:
+            raise UserError(f"{show(path)}: no column 'image'{nearest('image', names)} (it has: {', '.join(names)})")
+        kind = file.schema_arrow.field("image").type
+        if not ((pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0) or _is_binary(kind)):
+            raise UserError(f"{show(path)}: column 'image' holds {kind}, not encoded pictures (bytes)")
+        key = next((c for c in ("row_id", "id") if c in names), None)
+        wanted = [c for c in ("image", key, "prompt", "seed") if c in names]
+        batches = file.iter_batches(_AT_ONCE, columns=wanted)
+        for i, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            name = str(i) if key is None else str(row[key])
+            if not _within(name):
+                raise UserError(f"{show(path)}: row {i}: column {key!r}: {name!r} is no name for a picture's file")
+            prompt, seed = row.get("prompt"), row.get("seed")
+            if prompt is not None and not isinstance(prompt, str):
+                raise UserError(f"{show(path)}: row {i}: column 'prompt': {prompt!r} is no text")
+            if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 64):
+                raise UserError(f"{show(path)}: row {i}: column 'seed': {seed!r} is no unsigned 64-bit number")
+            digest = hashlib.sha256(_bytes(row["image"])).hexdigest()
+            yield Picture(f"{path.resolve()}#{i}", name, digest, prompt or "", SEED if seed is None else seed)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return any(same(kind) for same in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _within(name: str) -> bool:
+    """Whether a file of this name lies within the folder that it is written to."""
+    path = PurePosixPath(name)
+    return name.isprintable() and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _bytes(image: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from harness.errors import RowError, UserError
 from harness.scorers.degenerate import degenerate
@@ -23,14 +23,25 @@ def encode(picture: NDArray[np.uint8]) -> bytes:
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """An encoded picture as an array (height, width, 3) uint8.
+    """An encoded picture as an array (height, width, 3) uint8, upright, as a viewer shows it.
+
+    Transparency is left out, as OpenCV leaves it out; of 16 bits of grey, the upper 8 are taken, likewise.
 
     Raises:
-        RowError: ``undecodable``.
+        RowError: ``undecodable``: no picture, a broken or an enormous one, or one of numbers without a known range.
     """
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+        picture: Image.Image = Image.open(io.BytesIO(data))
+        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.mode.startswith("I;16"):  # convert() would cut off at 255 instead
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            raise RowError("undecodable", f"{picture.mode}: numbers of an unknown range")
+        return np.asarray(picture.convert("RGB"))
+    except (RowError, MemoryError):
+        raise
+    # A broken file makes decoders raise almost anything.
+    except Exception as error:
         raise RowError("undecodable", str(error)) from error
 
 
