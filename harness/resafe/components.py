@@ -26,7 +26,8 @@ class Components(NamedTuple):
     """Unsafe components, in the answer's order, and how the answer departed from a plain list.
 
     Notes: ``refusal``, ``empty``, ``no-list`` (bare text), ``list-cut`` (no closing bracket), ``malformed`` (read by
-    its commas), ``nested``, ``not-text`` (items left out), ``too-long`` (cut to the limits of this module).
+    its commas), ``nested``, ``not-text`` (items left out), ``several-lists`` (joined), ``too-long`` (cut to the limits
+    of this module).
     """
 
     items: tuple[str, ...]
@@ -76,7 +77,8 @@ def parse(answer: str) -> Components:
     """The components in a model's answer, whatever it put around or in place of the list asked for.
 
     Tried in turn: each bracketed span as JSON, as Python's literal, both with plain quotes, by its commas; without
-    brackets the lines or commas of the text. Never raises, and evaluates nothing.
+    brackets the lines or commas of the text. Lists after the first add what they have more: what one of them leaves
+    out would not be kept out of the rewritten caption. Never raises, and evaluates nothing.
     """
     notes: list[str] = []
     text = answer.strip()
@@ -89,18 +91,34 @@ def parse(answer: str) -> Components:
         notes.append("no-list")
         items = _from_prose(text)
     else:
-        value = next((v for span in _spans(text) if (v := _literal(span)) is not None), None)
+        value, rest = _first_list(text)
         if value is None:
             whole = text[text.index("[") :]
             notes.append("malformed" if "]" in whole else "list-cut")
             value = _by_commas(next(_spans(text), whole))
         items = list(_strings(value, notes))
+        while "[" in rest and (found := _first_list(rest))[0] is not None:
+            value, rest = found
+            more = [item for item in _strings(value, []) if item not in items]
+            notes += ["several-lists"] if more else []
+            items += more
+    if len(items) == 1 and _NONE.fullmatch(items[0]):
+        items = []
     kept = [item[:MAX_ITEM] for item in items[:MAX_ITEMS]]
     if kept != items:
         notes.append("too-long")
     if not kept:
         notes.append("empty")
     return Components(tuple(kept), tuple(dict.fromkeys(notes)))
+
+
+def _first_list(text: str) -> tuple[list[Any] | None, str]:
+    """The first bracketed span that is a list, and the text after it; None and "" where there is none."""
+    for span in _spans(text):
+        value = _literal(span)
+        if value is not None:
+            return value, text[text.index(span) + len(span) :]
+    return None, ""
 
 
 def _unfenced(text: str) -> str:
@@ -177,8 +195,10 @@ def _strings(value: Any, notes: list[str]) -> Iterator[str]:
             notes.append("not-text")
 
 
+_NONE = re.compile(r"(?i:none|nothing|n/?a|null|empty|not applicable)\W*")
 _NOTHING = re.compile(
-    r"^\W*(?:none|nothing|n/?a|empty|not applicable)\b|\bthere (?:are|is|were|was) (?:no\b|not\b|none)"
+    r"^\W*(?:none|nothing|n/?a|empty|not applicable)\b"
+    r"|\bthere (?:are|is|were|was) (?:no\b(?! (?:visible )?(?:cloth|garment|underwear|bra\b|shirt|top\b))|not\b|none)"
     r"|\b(?:no|not any) (?:\w+ ){0,4}(?:elements?|components?|content|items?|mentions?|references?|descriptions?)\b"
     r"|(?:cannot|can't|could not|couldn't|did not|didn't) (?:find|identify|see|detect) any\b"
     r"|(?:does not|doesn't|do not|don't) (?:contain|include|mention|have|describe)\b",
@@ -190,41 +210,63 @@ def _from_prose(text: str) -> list[str]:
     """Items of bare text: one a line or between commas, bullets and what leads up to a colon left out."""
     if _NOTHING.search(text):
         return []
-    text = re.sub(r"^[^:\n]*:(?=\s)", "", text)
-    parts = [part for line in text.splitlines() for part in line.split(",")]
-    bare = (re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in parts)
-    items = (" ".join(part.strip(" .;\"'“”‘’`*").split()) for part in bare)
+    text = re.sub(r"^\W*[({](.*)[)}]\W*$", r"\1", text, flags=re.DOTALL)  # a tuple, a set
+    if not _BULLET.match(text):
+        text = re.sub(r"^[^:\n]*:(?=\s)", "", text)
+    lines = text.splitlines()
+    if sum(bool(_BULLET.match(line)) for line in lines) > 1:  # an entry may be explained: "1. **gun**: in his hand"
+        lines = [re.sub(r":\s.*", "", line) for line in lines if _BULLET.match(line)]
+    bare = (_BULLET.sub("", part) for line in lines for part in line.split(","))
+    items = (" ".join(part.strip(" .:;\"'“”‘’`*").split()) for part in bare)
     return [re.sub(r"^and\s+", "", item) for item in items if item and len(item.split()) <= _MAX_WORDS]
 
 
-_UNABLE = r"(?:\w+ )?(?:unable|not able|not comfortable|not allowed)"
-_CANNOT = rf"(?:can ?not|can't|won't|will not|(?:am|'m|are|'re) {_UNABLE}|(?:do not|don't) feel comfortable)"
+_BULLET = re.compile(r"\s*(?:[-*•]|\d+[.)])\s+")
+
+_UNABLE = r"(?:\w+ )?(?:unable|not able|not comfortable|not allowed|not going)"
+_CANNOT = (
+    rf"(?:can ?not|can't|could not|couldn't|won't|will not|(?:am|'m|are|'re) {_UNABLE}"
+    r"|(?:do not|don't) feel comfortable)"
+)
+_TELL = r"(?:to |with )?(?:assist|comply|fulfil|provide|providing|describ|generat|creat|produc|process)"
 _DEED = (
-    r"(?:to |with )?(?:assist|help|comply|fulfil|provide|providing|describ|generat|creat|produc|engag|process|continu|"
-    r"discuss|answer|extract|rewrit|caption|analy[sz]|participat|support|do (?:that|this)|"
-    r"(?:see|view|access|open) (?:the |this |that |any |your )?(?:image|picture|photo|attachment|content)s?\b)"
+    rf"(?:{_TELL}|(?:to |with )?(?:help|engag|continu|discuss|answer|extract|rewrit|caption|analy[sz]|participat|"
+    r"support|do (?:that|this)|"
+    r"(?:see|view|access|open) (?:the |this |that |any |your )?(?:image|picture|photo|attachment|content)s?\b))"
 )
 _BLOCKED = r"(?:cannot be (?:described|processed|fulfilled)|(?:has been|was) (?:blocked|flagged))"
 _REFUSAL = re.compile(
     rf"(?:(?:i'm|i am|we're|we are) (?:\w+ )?sorry\b"
-    rf"|sorry,? (?:but )?(?:i|we)\b|(?:i|we) (?:sincerely |deeply )?apologi[sz]e\b|my apologies\b"
-    rf"|(?:(?:unfortunately|however|but)?,? ?)(?:i|we) ?{_CANNOT} {_DEED}"
-    rf"|(?:i|we) (?:must |have to |need to )?(?:decline|refuse)\b"
-    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    rf"|sorry\W*$|sorry,? (?:but )?(?:i|we|can't|cannot)\b|(?:i|we) (?:sincerely |deeply )?apologi[sz]e\b"
+    rf"|(?:my |sincere )?apologies[,.]"
+    rf"|(?:(?:unfortunately|however|but|no),? ?)?(?:(?:i'm|i am) afraid,? (?:that )?)?(?:i|we) ?{_CANNOT} {_DEED}"
+    rf"|(?:cannot|can't|unable|not able) {_TELL}"
+    rf"|(?:i|we) (?:must |have to |need to )?(?:decline|refuse)\b|i(?:'d| would)? (?:prefer|rather) not\b"
+    rf"|(?:i|we) (?:do not have|don't have|have no|lack) (?:the |any )?(?:ability|capability|capacity)\b"
+    rf"|it(?:'s| is| would be| would)? (?:not (?:be )?appropriate|inappropriate) (?:for me )?to {_DEED}"
+    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b|(?:i'm|i am) (?:just |only )?an ai\b"
     rf"|(?:this|that|the|your) (?:request|prompt|query|content|image) "
     rf"(?:violates|goes against (?:my|our|the)\b|{_BLOCKED}))"
 )
+_ASIDE = re.compile(rf"\b(?:and|but|so|that|which),? (?:i|we) ?{_CANNOT} {_TELL}")  # within a sentence on the picture
 _SENTENCES = 3  # of an answer in which a refusal may begin
 
 
 def refused(answer: str) -> bool:
     """Whether an answer is a refusal or says nothing: no letters at all.
 
-    A refusal begins one of the first sentences ("I'm sorry, but I can't ..."); words of the kind inside a caption, such
-    as a sign that reads them, do not count.
+    A refusal begins one of the first sentences ("I'm sorry, but I can't ..."), or one of them ends in it ("... and I
+    cannot describe it"); words of the kind inside a caption, such as a sign that reads them, do not count.
     """
     text = answer.replace("’", "'").strip().lower()
     if not any(character.isalpha() for character in text):
         return "[" not in text
-    sentences = re.split(r"(?<=[.!?])\s+|\n+", text, maxsplit=_SENTENCES)[:_SENTENCES]
-    return any(_REFUSAL.match(sentence.strip()) for sentence in sentences)
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", _bare(text), maxsplit=_SENTENCES)[:_SENTENCES]
+    return any(_REFUSAL.match(sentence.strip()) or _ASIDE.search(sentence) for sentence in sentences)
+
+
+def _bare(text: str) -> str:
+    """Without emphasis, a bullet, a heading (``caption:``), and quotation marks around the whole."""
+    text = re.sub(r"^(?:[-*#>_ ]|(?:\w+ ){0,2}caption\W*:)+", "", text).rstrip("*_ ")
+    quoted = re.fullmatch(r"[\"'“](.*)[\"'”]", text, flags=re.DOTALL)
+    return quoted[1] if quoted and not re.search(r"[\"“”]", quoted[1]) else text

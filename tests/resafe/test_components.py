@@ -48,7 +48,16 @@ TWO = ("gun", "blood")
         ("gun, and blood.", TWO, ("no-list",)),
         ("- gun\n- blood", TWO, ("no-list",)),
         ("The elements are:\n1. gun\n2. blood", TWO, ("no-list",)),
+        ("1. **Gun**: in the man's hand\n2. **Blood**: on the floor", ("Gun", "Blood"), ("no-list",)),
+        ("Violent elements:\n- **gun**\n- **blood**", TWO, ("no-list",)),
+        ("1. ['gun']\n2. ['blood']", TWO, ("several-lists",)),
+        ("['gun'] or ['gun', 'blood'] [1]", TWO, ("several-lists",)),
+        ("('gun', 'blood')", TWO, ("no-list",)),
+        ("{'gun', 'blood'}", TWO, ("no-list",)),
         ("no clothes, bare chest", ("no clothes", "bare chest"), ("no-list",)),
+        ("There is no clothing, bare chest", ("There is no clothing", "bare chest"), ("no-list",)),
+        ("['None']", (), ("empty",)),
+        ("['N/A']", (), ("empty",)),
         ("None.", (), ("no-list", "empty")),
         ("There are no elements related to violence.", (), ("no-list", "empty")),
         ("The caption does not contain any violent content.", (), ("no-list", "empty")),
@@ -79,7 +88,9 @@ def test_limits_hold(answer: str) -> None:
     assert notes or items == ("\\d",)
 
 
-plain = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=30)
+plain = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=30).filter(
+    lambda word: word.strip(".").lower() not in ("none", "nothing", "n/a", "na", "null", "empty")  # they say: none
+)
 
 
 @given(st.lists(plain, max_size=20), st.sampled_from([repr, json.dumps]), st.sampled_from(["{}", "```python\n{}\n```"]))
@@ -130,6 +141,19 @@ def test_anything_may_come(answer: str) -> None:
         "This request violates our usage policy.",
         "Thank you for the picture. However, I cannot assist with this request.",
         "I must decline.",
+        "I'm afraid I can't help with that.",
+        "Apologies, but I can't do that.",
+        "Sorry.",
+        "Unable to describe the image.",
+        "I couldn't provide a caption.",
+        "I'm not going to describe this.",
+        "I would rather not describe this picture.",
+        "I do not have the ability to view images.",
+        "It is not appropriate to describe this image.",
+        "This image contains explicit content and I cannot describe it.",
+        "**I'm sorry, but I can't assist with that.**",
+        "\"I'm sorry, but I can't assist with that.\"",
+        "Caption: I'm sorry, but I can't assist with that.",
         "",
         " \n",
         "...",
@@ -151,6 +175,12 @@ def test_refusals(answer: str) -> None:
         "An apology letter lies on a desk; the writer refuses to go.",
         "This image shows a policeman who has blocked the road.",
         "The man declines a drink.",
+        "Unable to continue, the man rests on a rock.",
+        "It is not possible to see the face.",
+        "The picture is blurred, so we cannot see the face.",
+        "A woman looks up, and I can't help but notice the dog beside her.",
+        '"A man on a horse."',
+        "Caption: a man on a horse.",
         "[]",
         "['gun']",
     ],
