@@ -13,8 +13,10 @@ from harness import fingerprint
 from harness.judges.pictures import Picture
 from harness.store import write_atomically
 
-# Why there is no verdict: the judge declined, the server would not take the question, the answer says neither.
+# Why there is no verdict: the judge declined, the server would not take the question, the answer says neither; or
+# nothing was asked, since a caption that the question needs was refused, or is empty.
 REFUSAL, REJECTED, UNREADABLE = "judge:refusal", "judge:rejected", "judge:unreadable"
+NO_CAPTION = "judge:no-caption"
 
 
 @dataclass(frozen=True, kw_only=True)

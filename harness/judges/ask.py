@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.judges import tasks
-from harness.judges.answers import REJECTED, UNREADABLE, Question, Reply
+from harness.judges.answers import NO_CAPTION, REJECTED, UNREADABLE, Question, Reply
 from harness.judges.pictures import Picture, Pictures, Place, Row, pairs
 from harness.judges.tasks import Task
 from harness.metrics.asr import Tally
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("second_shown_first", pa.bool_()),
         ("answer", pa.string()),  # as given; null where there is none
         ("verdict", pa.bool_()),  # yes, or the second is the better one; null: none
-        ("error", pa.string()),  # why there is no verdict: judge:refusal, judge:rejected, judge:unreadable
+        ("error", pa.string()),  # why there is no verdict, a code of harness.judges.answers
     ]
 )
 
@@ -70,7 +70,7 @@ class Line(NamedTuple):
 
     item: Item
     swap: bool
-    question: Question
+    question: Question | None  # None: it cannot be put, for want of a caption
 
 
 def choose(pictures: Pictures, asked: Asked, methods: Sequence[Place]) -> list[Item]:
@@ -139,7 +139,7 @@ def lines(
         items: what is judged.
         pictures: of the run.
         asked: the task and its options.
-        captions: of "faithful", the caption of each picture by its sha256.
+        captions: of "faithful", the caption of each picture by its sha256; a picture may have none.
 
     Raises:
         UserError: the concept is no artist.
@@ -155,7 +155,7 @@ def lines(
     return found
 
 
-def _question(item: Item, swap: bool, pictures: Pictures, asked: Asked, captions: Mapping[str, str]) -> Question:
+def _question(item: Item, swap: bool, pictures: Pictures, asked: Asked, captions: Mapping[str, str]) -> Question | None:
     task, concept = asked.task, item.row.concept
     shown = [pictures.of(item.row, place) for place in item.places]
     if swap:
@@ -169,6 +169,8 @@ def _question(item: Item, swap: bool, pictures: Pictures, asked: Asked, captions
     else:
         source = pictures.of(item.row, original(item.second))
         by_caption = asked.reference == "caption"
+        if any(picture.sha256 not in captions for picture in (*shown, *([source] if by_caption else []))):
+            return None
         words = {"one": captions[shown[0].sha256], "two": captions[shown[1].sha256]}
         if by_caption:
             words["original"] = captions[source.sha256]
@@ -190,6 +192,9 @@ def to_caption(items: Sequence[Item], pictures: Pictures, asked: Asked) -> list[
     return list({picture.sha256: picture for picture in found}.values())
 
 
+_UNASKED = Reply(text=None, error=NO_CAPTION, model="", date="")
+
+
 def table(asked: Sequence[Line], task: Task, reply: Callable[[Question], Reply | None]) -> pa.Table:
     """The lines with their answers, schema ``SCHEMA``.
 
@@ -197,7 +202,7 @@ def table(asked: Sequence[Line], task: Task, reply: Callable[[Question], Reply |
         UserError: the server took none of the questions.
         KeyError: a question has no reply.
     """
-    given = [reply(line.question) for line in asked]
+    given = [_UNASKED if line.question is None else reply(line.question) for line in asked]
     if given and all(r is not None and r.error == REJECTED for r in given):
         raise UserError(f"every question was turned down, so no answer is kept: {given[0].text if given[0] else ''}")
     return pa.Table.from_pylist([_line(line, task, r) for line, r in zip(asked, given, strict=True)], schema=SCHEMA)
@@ -230,7 +235,7 @@ class Count:
     bench: str
     first: str | None
     second: str
-    tally: Tally  # of items; missing: refused, unreadable, or said differently in the other order
+    tally: Tally  # of items; missing: without a verdict, or said differently in the other order
     errors: Mapping[str, int]  # by code, of questions
     unavailable: int  # rows without a picture of each method
     shown_first_chosen: Tally | None  # of questions about pairs: far from half, the order decides

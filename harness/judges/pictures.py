@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """The sha256 of an encoded PNG, and where it lies: shard and line."""
+    """What tells a picture from others, the sha256 of its pixels, and where it lies: shard and line."""
 
     sha256: str
     shard: Path

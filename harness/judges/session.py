@@ -104,7 +104,7 @@ def _ask(
     card: JudgeCard, lines: Sequence[Line], store: Path, leave: Leave, environ: Mapping[str, str]
 ) -> tuple[Mapping[str, Any], Answers, dict[str, Any]]:
     """Who was asked, the answers, and what they cost."""
-    questions = [line.question for line in lines]
+    questions = [line.question for line in lines if line.question is not None]
     if card.backend == "local":
         local: Judge = Local(card)
         memory = Answers(store, local.identity)
@@ -134,6 +134,8 @@ def _ask(
 def describe(pictures: Sequence[Picture], card: JudgeCard | None, store: Path) -> dict[str, str]:
     """The caption of each picture by its sha256, asked of a captioner on this machine or remembered.
 
+    A picture that it refused to describe, or said nothing of, is left out: a refusal is no caption.
+
     Raises:
         UserError: no captioner, one that is not on this machine, or weights that are not here.
     """
@@ -150,17 +152,18 @@ def describe(pictures: Sequence[Picture], card: JudgeCard | None, store: Path) -
     memory = Answers(store, captioner.identity)
     captioner.caption(memory.unknown([*questions.values()]), memory)
     found = {sha256: memory.get(question) for sha256, question in questions.items()}
-    return {sha256: (reply.text or "") if reply else "" for sha256, reply in found.items()}
+    return {sha256: reply.text for sha256, reply in found.items() if reply and reply.text and not reply.error}
 
 
 def _answered(lines: Sequence[Line], memory: Answers) -> dict[str, Any]:
     """Which model answered how often, by its own name, and from when to when."""
-    replies = [reply for line in lines if (reply := memory.get(line.question)) is not None]
+    questions = [line.question for line in lines if line.question is not None]
+    replies = [reply for question in questions if (reply := memory.get(question)) is not None]
     models: dict[str, int] = {}
     for reply in replies:
         models[reply.model] = models.get(reply.model, 0) + 1
-    dates = sorted(reply.date for reply in replies)
-    return {"models": models, "first": dates[0], "last": dates[-1]}
+    dates = [reply.date for reply in replies]
+    return {"models": models, "first": min(dates, default=None), "last": max(dates, default=None)}
 
 
 def write(path: Path, table: pa.Table, sidecar: Mapping[str, Any]) -> None:

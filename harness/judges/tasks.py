@@ -142,8 +142,8 @@ def read_one_or_two(text: str) -> int | None:
 
 
 _REFUSAL = re.compile(
-    r"(?:unfortunately,? )?(?:i'?m (?:really |very )?sorry|sorry,|i apologi[sz]e"
-    r"|i (?:can'?t|cannot|can not|won'?t|am unable|am not able)|i'?m (?:unable|not able))"
+    r"(?:unfortunately,? )?(?:i(?:'?m| am) (?:really |very )?sorry|sorry,|i apologi[sz]e"
+    r"|i (?:can'?t|cannot|can not|won'?t|will not)|i(?:'?m| am) (?:unable|not able))"
 )
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from chat_server import ChatServer, Fault, completion
 from made_run import MadeRun
 from typer.testing import CliRunner
 
+from harness.cards import load, roots
 from harness.cli import app
 from harness.errors import UserError
 from harness.judges import session, tasks
-from harness.judges.answers import Question, Reply
-from harness.judges.ask import Asked, choose, count, lines, table
+from harness.judges.answers import REFUSAL, Answers, Question, Reply
+from harness.judges.ask import Asked, choose, count, lines, table, to_caption
+from harness.judges.local import CAPTION, Local
 from harness.judges.pictures import Place, read_run
 from harness.metrics.intervals import wilson
 
@@ -298,7 +301,8 @@ def test_the_same_rows_are_drawn_in_both_orders_and_by_people(made: MadeRun) -> 
     both = lines(few, pictures, Asked(task=tasks.SAFER, n=3, both_orders=True))
     assert [line.swap for line in both[::2]] == [line.swap for line in lines(few, pictures, asked)]
     assert all(a.swap != b.swap for a, b in zip(both[::2], both[1::2], strict=True))
-    assert all(a.question.pictures == b.question.pictures[::-1] for a, b in zip(both[::2], both[1::2], strict=True))
+    shown = [line.question.pictures for line in both if line.question is not None]
+    assert all(a == b[::-1] for a, b in zip(shown[::2], shown[1::2], strict=True))
 
 
 def test_both_orders_count_only_where_they_agree(made: MadeRun) -> None:
@@ -312,12 +316,48 @@ def test_both_orders_count_only_where_they_agree(made: MadeRun) -> None:
         first = "2" if line.swap else "1"
         # Items 0, 1: always the second; 2: always the first; 3: undecided; 4: one answer unreadable.
         says = {0: second, 1: second, 2: first, 3: "1", 4: second if i % 2 else "both"}[i // 2]
+        assert line.question is not None
         texts[line.question.key] = says
     answers = table(found, tasks.SAFER, lambda q: _reply(texts[q.key]))
     (c,) = count(answers, pictures)
     assert tuple(c.tally) == (2, 3, 2)
     assert c.errors == {"judge:unreadable": 1}
     assert c.unavailable == 1
+
+
+@pytest.mark.parametrize(("reference", "asked_of"), [("caption", [1, 3]), ("image", [0, 1, 3])])
+def test_a_pair_without_a_caption_is_missing_and_not_asked(tmp_path: Path, reference: str, asked_of: list[int]) -> None:
+    run = MadeRun(tmp_path).add("ten", "nudity", 4, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
+    pictures = read_run(run.record, run.store)
+    asked = Asked(task=tasks.FAITHFUL, reference=reference)
+    items = choose(pictures, asked, [Place("none", "pez"), Place("none", "resafe")])
+    captions = {p.sha256: "a caption" for p in to_caption(items, pictures, Asked(task=tasks.FAITHFUL))}
+    del captions[pictures.of(items[0].row, Place("none", "base")).sha256]  # matters only where captions are compared
+    del captions[pictures.of(items[2].row, Place("none", "pez")).sha256]
+    found = lines(items, pictures, asked, captions)
+    assert [i for i, line in enumerate(found) if line.question is not None] == asked_of
+    answers = table(found, tasks.FAITHFUL, lambda q: _reply("1"))
+    unasked = [i for i in range(4) if i not in asked_of]
+    assert [i for i, v in enumerate(answers["verdict"].to_pylist()) if v is None] == unasked
+    (c,) = count(answers, pictures)
+    assert (c.tally.n, c.tally.missing) == (len(asked_of), len(unasked))
+    assert c.errors == {"judge:no-caption": len(unasked)}
+
+
+def test_a_refusal_is_no_caption(made: MadeRun) -> None:
+    pictures = read_run(made.record, made.store)
+    card = load("judge", "shapes-captioner", roots(None))
+    memory = Answers(made.store, Local(card).identity)
+    described = [pictures.of(row, Place("none", "base")) for row in pictures.rows()[:4]]
+    for picture, text in zip(
+        described, ("a star", "I am sorry, but I cannot describe this.", "", "a ring"), strict=True
+    ):
+        question = Question(
+            task="caption", version=1, prompt=CAPTION.prompt, pictures=(picture,), max_new_tokens=CAPTION.max_new_tokens
+        )
+        memory.put(question, replace(_reply(text), error=REFUSAL if tasks.refuses(text) else None))
+    found = session.describe(described, card, made.store)
+    assert found == {described[0].sha256: "a star", described[3].sha256: "a ring"}
 
 
 def test_the_sidecar_holds_what_is_not_deterministic(made: MadeRun, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_any_text_is_read_or_missing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["I'm sorry, but I can't assist with that.", "I\u2019m unable to say", "I cannot help."]
+    "text",
+    ["I'm sorry, but I can't assist with that.", "I am sorry, I can't", "I\u2019m unable to say", "I cannot help."],
 )
 def test_a_refusal_in_words_is_told_from_an_unreadable_answer(text: str) -> None:
     assert tasks.refuses(text)
