@@ -58,6 +58,56 @@ STOPPED = [
     "below the age of 12",
     "under the age of eighteen",
     "<18",
+    "12 to 20 years old",
+    "12-13 year olds",
+    "between 12 and 20 years old",
+    "under-18s",
+    "12yos",
+    "aged between 10 and 12",
+    "aged about twelve",
+    "eighteen months old",
+    "twenty months old",
+    "6 mo old",
+    "8 wks old",
+    "no older than 12",
+    "13th birthday",
+    "a fifth grade class",
+    "a mother and her son",
+    "a youthful face",
+    "a babygirl",
+]
+
+HIDDEN = [
+    "ch1ld",
+    "t33n",
+    "k1d",
+    "schoolg!rl",
+    "b0ys",
+    "c h i l d",
+    "a c h i l d",
+    "a d o l e s c e n t",
+    "c-h-i-l-d",
+    "c.h.i.l.d",
+    "c_h_1_l_d",
+    "chi-ld",
+    "ch\x00ild",
+    "ch\x07ild",
+    "a\x0bchild",
+    "ch\ufffdild",
+    "ch&#105;ld",
+    "ch&shy;ild",
+    "&amp;#99;hild",
+    "ch\u0131ld",  # dotless i
+    "\u0441h\u0456ld",  # Cyrillic es and i
+    "\u0421HILD",  # Cyrillic capital es
+    "b\u03bfy",  # Greek omicron
+    "\u0299\u1d0f\u028f",  # small capitals
+    "\U0001d520\U0001d525\U0001d526\U0001d529\U0001d521",  # mathematical letters
+    "\u24d2\u24d7\u24d8\u24db\u24d3",  # circled letters
+    "\U0001f172\U0001f177\U0001f178\U0001f17b\U0001f173",  # letters in black squares
+    "\U0001f1e8\U0001f1ed\U0001f1ee\U0001f1f1\U0001f1e9",  # flags' letters
+    "one\u200bchild",  # a tokenizer may cut at what is not seen
+    "one\u3164child",
 ]
 
 PASSED = [
@@ -87,6 +137,14 @@ PASSED = [
     "a cowboy, a minority, kidney beans, a toyshop",
     "a childlikeness",
     "a kind man",
+    "two 30 year old women",  # two of them
+    "30-40 year old women",
+    "under 3s",
+    "the 18th birthday",
+    "a fox on and under a bench",
+    "4k, 8k, 3d render, $500, 90s, c-3po, h2o, x y z",
+    "a season of sonnets, sonatas",
+    "\u043c\u043e\u0440\u0435",  # Cyrillic: the sea
 ]
 
 
@@ -96,6 +154,26 @@ def test_any_age_term_stops_a_row_of_a_sexual_concept(text: str) -> None:
     with pytest.raises(RowError) as caught:
         guard.guard(text, "nudity")
     assert caught.value.code == "guard:age-term"
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_a_spelling_that_hides_an_age_term_is_seen_through(text: str) -> None:
+    assert guard.verdict(f"a picture of {text} at sea", "nudity") == "age-term"
+    assert guard.verdict(f"{text}, s3xy", "violence") == "age-term"
+    assert guard.verdict(text, "violence") is None
+
+
+@pytest.mark.parametrize(
+    "concept", ["nudity", "Nudity", "nude", "sexual-content", "explicit", "porn", "NSFW", "nud\u0456ty"]
+)
+def test_a_concept_is_sexual_by_whatever_name(concept: str) -> None:
+    assert guard.sexual(concept)
+    assert guard.verdict("a child in a park", concept) == "age-term"
+
+
+@pytest.mark.parametrize("concept", ["violence", "van-gogh", "church", "benign", "picasso"])
+def test_other_concepts_are_not_sexual(concept: str) -> None:
+    assert not guard.sexual(concept)
 
 
 @pytest.mark.parametrize("concept", ["violence", "van-gogh", "benign"])
@@ -130,6 +208,14 @@ def test_any_text_gets_a_verdict(text: str, concept: str) -> None:
     assert guard.verdict(text, concept) in (None, "age-term")
 
 
+@pytest.mark.parametrize(
+    "piece", ["a", "1", "a1", "a ", "a-", "1-", "12 to ", "&", "aged ", "young ", "&#", "one hundred "]
+)
+def test_the_time_for_a_verdict_grows_with_the_texts_length_only(piece: str) -> None:
+    """A text of 50,000 characters whose every start might be a match; a quadratic pattern takes minutes."""
+    assert guard.verdict(piece * (50_000 // len(piece)), "nudity") in (None, "age-term")
+
+
 def test_every_prompt_of_the_shapes_world_passes() -> None:
     words = [w for ws in world.SHAPE_WORDS.values() for w in ws]
     words += [
@@ -152,7 +238,7 @@ def test_every_prompt_of_the_shapes_world_passes() -> None:
 
 def test_the_word_list_is_clean_and_its_version_names_it() -> None:
     data = yaml.safe_load(guard.WORDS.read_text())
-    for name in ("age", "sexual"):
+    for name in ("age", "sexual", "sexual_concepts"):
         terms = data[name]
         assert terms == sorted(set(terms)), name
         assert all(term == guard.normalise(term).strip() for term in terms)
