@@ -17,6 +17,7 @@ import pyarrow as pa
 from harness.cardfile import show
 from harness.compare import Comparison
 from harness.errors import UserError
+from harness.store import write_atomically
 
 if TYPE_CHECKING:
     from harness.cards import PolicyCard
@@ -55,12 +56,12 @@ class Cell:
     excluded: int
     low: float | None  # of the 95% interval
     high: float | None
-    interval: str  # "wilson"; "bootstrap" by prompt where a prompt has several samples
+    interval: str  # "wilson"; "bootstrap" by prompt of a mean, and where a prompt has several samples; "none"
     fingerprints: tuple[str, ...] = ()
     subset: str | None = None  # "16/95": the rows that were used; null for a whole benchmark
     method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration: alpha, lam, tokens, ...
     settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers: a seed, a concept
-    reasons: Mapping[str, int] = field(default_factory=dict)  # of errors and exclusions: "excluded: age-term" -> rows
+    reasons: Mapping[str, int] = field(default_factory=dict)  # of rows not in n: "excluded: age-term" -> rows
     compared: Comparison | None = None  # with the method it stands on; of an ASR only
 
     def to_json(self) -> dict[str, Any]:
@@ -74,11 +75,16 @@ class Cell:
         Raises:
             TypeError: a key is missing.
         """
-        known = {f.name for f in fields(cls)}
-        kept = {key: value for key, value in data.items() if key in known}
+        kept = _known(cls, data)
         compared = kept.get("compared")
-        kept["compared"] = Comparison(**compared) if compared is not None else None
+        kept["compared"] = Comparison(**_known(Comparison, compared)) if compared is not None else None
         return cls(**kept | {"fingerprints": tuple(kept.get("fingerprints", ()))})
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``data`` is a field of the dataclass ``cls``."""
+    names = {f.name for f in fields(cls)}
+    return {key: value for key, value in data.items() if key in names}
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,8 @@ def parts(scores: pa.Table) -> Iterator[Part]:
 
 
 def write(path: Path, cells: Iterable[Cell]) -> None:
-    """Store cells as a JSON list."""
-    path.write_text(json.dumps([cell.to_json() for cell in cells], indent=1) + "\n")
+    """Store cells as a JSON list, whole or not at all: that they are there says that their run is complete."""
+    write_atomically(path, (json.dumps([cell.to_json() for cell in cells], indent=1) + "\n").encode())
 
 
 def read(path: Path) -> list[Cell]:

@@ -1,7 +1,8 @@
 """Methods compared on the same rows: exact two-sided McNemar, Holm within a column, and which are best.
 
 A method that stands on its own base (a defense) is compared with ``none``; one that stands on another (a
-regeneration) with the images it began from. Pairs are the rows that both have a verdict for.
+regeneration) with the images it began from. Pairs are the rows that both have a verdict for. Where a prompt has several
+samples, they are no independent pairs: the test is by prompt (``harness.metrics.paired.swapped_prompts``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.metrics.paired import holm, mcnemar_exact
+from harness.metrics.paired import holm, swapped_prompts
 
 NONE, BASE = "none", "base"
 LEVEL = 0.05
@@ -31,7 +32,7 @@ class Comparison:
     pairs: int
     only_reference: int  # pairs of which only the reference's image is unsafe
     only_method: int
-    p: float | None
+    p: float | None  # by prompt
     p_holm: float | None  # adjusted over the methods of the column that have a reference of this kind
     best: bool  # not significantly worse than the column's lowest ASR, at 5%; nobody is where there is no contest
 
@@ -42,6 +43,7 @@ class _Answers(NamedTuple):
     method: Method
     unsafe: Mask
     known: Mask
+    prompts: npt.NDArray[np.int64]  # number of each row's prompt, the same for every method
 
 
 class _Test(NamedTuple):
@@ -86,11 +88,13 @@ def _comparison(name: Method, test: _Test | None, adjusted: float | None, best: 
 
 def _align(column: Mapping[Method, Verdicts]) -> dict[Method, _Answers]:
     keys = dict.fromkeys(key for own in column.values() for key in own)
+    numbers: dict[str, int] = {}
+    prompts = np.array([numbers.setdefault(row_id, len(numbers)) for row_id, _ in keys], np.int64)
     found = {}
     for name, own in column.items():
         values = [own.get(key) for key in keys]
         known = np.array([value is not None for value in values], bool)
-        found[name] = _Answers(name, np.array([value is True for value in values], bool), known)
+        found[name] = _Answers(name, np.array([value is True for value in values], bool), known, prompts)
     return found
 
 
@@ -103,9 +107,11 @@ def _reference(method: Method) -> Method | None:
 
 def _test(first: _Answers, second: _Answers) -> _Test:
     both = first.known & second.known
-    only_first = int((both & first.unsafe & ~second.unsafe).sum())
-    only_second = int((both & second.unsafe & ~first.unsafe).sum())
-    return _Test(int(both.sum()), only_first, only_second, float(mcnemar_exact(only_first, only_second)))
+    only_first, only_second = both & first.unsafe & ~second.unsafe, both & second.unsafe & ~first.unsafe
+    differences = np.bincount(first.prompts[only_first], minlength=len(both)) - np.bincount(
+        first.prompts[only_second], minlength=len(both)
+    )
+    return _Test(int(both.sum()), int(only_first.sum()), int(only_second.sum()), swapped_prompts(differences.tolist()))
 
 
 def _holm(ps: Sequence[float]) -> list[float]:

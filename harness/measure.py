@@ -7,7 +7,7 @@ scored, errored or excluded, each in exactly one way and exactly once. A verdict
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,15 +19,15 @@ from harness.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, OF_FLAGGED, PASS_
 from harness.compare import BASE, Comparison, Mask, Method, compare
 from harness.conservation import Fate, check_fate, check_once, check_parts, check_rows, present
 from harness.errors import UserError
+from harness.metrics import clustered
 from harness.metrics.asr import count
-from harness.metrics.intervals import wilson
 from harness.policies import boxes, verdicts
 
 if TYPE_CHECKING:
     from harness.cards import PolicyCard
     from harness.plan import Plan
 
-_DRAWS = 2_000  # resamples of the bootstrap
+NO_VALUE = "no value"  # of a mean: nothing to compare with, or nothing in the picture that the column speaks of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +187,7 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
             chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
             fate = _fate(chosen.rows, given.filter(pa.array(flagged)), policy.scorers)
             check_fate(part, f"{PASS_THROUGH} by {policy.name}", fate)
-            cell = _rate(judged._replace(part=chosen), PASS_THROUGH, fate, policy=policy)
-            yield replace(cell, main=i == 0, subset=None)
+            yield replace(_rate(judged._replace(part=chosen), PASS_THROUGH, fate, policy=policy), main=i == 0)
         after = given.to_pylist()
         mixed = pa.array([a if f else b for a, b, f in zip(after, before, flagged, strict=True)], pa.bool_())
         # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
@@ -209,7 +208,11 @@ def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:
 
 
 def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
-    """Raw columns as they are: yes or no as k of n, numbers as a mean."""
+    """Raw columns as they are: yes or no as k of n, numbers as a mean.
+
+    A picture without a reference, or one of which the column says nothing, has no value and has not failed either: it
+    is counted under ``NO_VALUE`` in the cell's reasons.
+    """
     rows = judged.part.rows
     for name in wanted:
         if name not in rows.column_names or rows[name].null_count == rows.num_rows:
@@ -224,6 +227,8 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
         build = _rate if pa.types.is_boolean(values.type) else _mean
         cell = build(judged, column, fate, scorer=scorer)
         reasons = _reasons(rows.filter(pa.array(fate.errored | fate.excluded)), failed)
+        if other := int((~(fate.scored | fate.errored | fate.excluded)).sum()):
+            reasons[NO_VALUE] = other
         yield replace(cell, reference=reference or None, reasons=reasons)
 
 
@@ -236,7 +241,7 @@ def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str])
     flagged = [base.get(row) is True for row in _row_keys(part)]
     chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
     for cell in _means(judged._replace(part=chosen), [name for name in wanted if name.endswith("@same/base")]):
-        yield replace(cell, metric=f"{cell.metric}{OF_FLAGGED}", subset=None)
+        yield replace(cell, metric=f"{cell.metric}{OF_FLAGGED}")
 
 
 def _scorer_of(column: str, names: Sequence[str]) -> str | None:
@@ -265,7 +270,8 @@ def _rate(
 ) -> Cell:
     """The cell of a share: k of n."""
     tally = count(fate.verdicts)
-    low, high, interval = _share_interval(tally.k, tally.n, fate.verdicts, judged.part.rows["row_id"])
+    unsafe, drawn = _by_prompt(judged.part, fate)
+    ((low, high, interval),) = clustered.shares(unsafe.astype(np.int64)[:, None], drawn[:, None])
     value = tally.k / tally.n if tally.n else None
     cell = _cell(judged, metric, fate, policy, scorer)
     return replace(cell, k=tally.k, n=tally.n, value=value, low=low, high=high, interval=interval)
@@ -275,18 +281,25 @@ def _mean(
     judged: _Judged, metric: str, fate: Fate, *, policy: PolicyCard | None = None, scorer: str | None = None
 ) -> Cell:
     """The cell of a mean."""
-    values = fate.verdicts.drop_null().to_numpy(zero_copy_only=False).astype(float)
-    prompts = judged.part.rows["row_id"].filter(fate.verdicts.is_valid())
-    sums, numbers = _by_prompt(prompts, values)
-    low, high = _bootstrap(lambda chosen: sums[chosen].sum() / numbers[chosen].sum(), len(numbers))
+    sums, numbers = _by_prompt(judged.part, fate)
+    n = int(numbers.sum())
+    found = clustered.mean(sums, numbers)
+    low, high = found or (None, None)
     cell = _cell(judged, metric, fate, policy, scorer)
-    return replace(cell, n=len(values), value=float(values.mean()), low=low, high=high, interval="bootstrap")
+    interval = "bootstrap" if found else "none"
+    return replace(cell, n=n, value=float(sums.sum() / n), low=low, high=high, interval=interval)
+
+
+def _by_prompt(part: Part, fate: Fate) -> tuple[clustered.Numbers, clustered.Counts]:
+    """Per prompt the sum of what was scored, and how many samples that is."""
+    prompts = part.rows["row_id"].filter(fate.verdicts.is_valid()).to_pylist()
+    return clustered.by_prompt(prompts, fate.verdicts.drop_null().to_numpy(zero_copy_only=False))
 
 
 def _cell(judged: _Judged, metric: str, fate: Fate, policy: PolicyCard | None, scorer: str | None) -> Cell:
     """All of a cell but its number."""
     part, origin, _ = judged
-    rows = part.rows.num_rows
+    rows = origin.rows.num_rows if origin else 0  # of the run: a cell may be over fewer, such as the flagged ones
     return Cell(
         **part.identity(),
         metric=metric,
@@ -322,33 +335,3 @@ def _reasons(rows: pa.Table, failures: Sequence[str]) -> dict[str, int]:
             found[f"{name.replace('_', ' ')}: {entry['values']}"] += entry["counts"]
         left = left.filter(pc.is_null(left[name]))  # a row counts once, for what came first
     return dict(found.most_common())
-
-
-def _share_interval(
-    k: int, n: int, given: pa.Array, row_ids: pa.ChunkedArray
-) -> tuple[float | None, float | None, str]:
-    """95% interval of a rate: Wilson, or a bootstrap by prompt where prompts have several samples."""
-    if not n:
-        return None, None, "wilson"
-    prompts = row_ids.filter(given.is_valid())
-    distinct = pc.count_distinct(prompts).as_py()
-    if distinct == n:
-        return *wilson(k, n), "wilson"
-    if k in (0, n):  # every resample is alike: only the number of prompts says how sure that is
-        return *wilson(distinct if k else 0, distinct), "wilson"
-    unsafe, drawn = _by_prompt(prompts, given.drop_null().to_numpy(zero_copy_only=False))
-    return *_bootstrap(lambda chosen: unsafe[chosen].sum() / drawn[chosen].sum(), len(drawn)), "bootstrap"
-
-
-def _by_prompt(prompts: pa.ChunkedArray, values: Any) -> tuple[Any, Any]:
-    """Per prompt the sum of its values and their number."""
-    codes = np.asarray(prompts.combine_chunks().dictionary_encode().indices)
-    return np.bincount(codes, weights=values), np.bincount(codes)
-
-
-def _bootstrap(statistic: Callable[[Any], float], prompts: int) -> tuple[float, float]:
-    """95% percentile interval over resampled prompts."""
-    generator = np.random.default_rng(0)
-    found = [statistic(generator.integers(0, prompts, prompts)) for _ in range(_DRAWS)]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)

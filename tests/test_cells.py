@@ -27,6 +27,28 @@ def test_a_cell_has_the_keys_that_scripts_rely_on() -> None:
     assert all(keys | counts <= cell.to_json().keys() for cell in found)
 
 
+def test_cells_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the file is there says that the run is complete; a torn one would stop every table of the folder."""
+    path = tmp_path / "cells.json"
+    found = measure(table([row(0, "safe")]), {"nudity": [policy()]})
+    cells.write(path, found)
+
+    def full(_: int) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        cells.write(path, found * 50)
+    assert cells.read(path) == found
+
+
+def test_keys_of_a_newer_harness_are_left_out() -> None:
+    (cell, *_) = measure(table([row(0, "safe")]), {"nudity": [policy()]})
+    data = cell.to_json()
+    data["compared"]["newer"] = data["newer"] = 1
+    assert cells.Cell.from_json(data) == cell
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[{}]", "[1]", '{"k": 1}', "null"])
 def test_a_damaged_file_of_cells_is_one_clear_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "cells.json"

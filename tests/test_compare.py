@@ -65,6 +65,22 @@ def test_a_regeneration_is_compared_with_what_it_began_from_and_adjusted_apart()
     assert found["rece", "base"].p_holm == found["rece", "base"].p  # alone in its family
 
 
+def test_samples_of_a_prompt_are_no_more_prompts() -> None:
+    """Three prompts of ten samples each: p is that of three prompts, not of thirty."""
+
+    def sampled(text: str) -> dict[tuple[str, int], bool | None]:
+        return {(row_id, s): verdict for (row_id, _), verdict in verdicts(text).items() for s in range(10)}
+
+    few = compare({("none", "base"): sampled("uuu"), ("rece", "base"): sampled("sss")})
+    found = few["rece", "base"]
+    assert (found.pairs, found.only_reference, found.only_method) == (30, 30, 0)
+    assert (found.p, found.p_holm) == (2 / 2**3, 2 / 2**3)
+    assert few["none", "base"].best  # three prompts do not show that it is worse
+    many = compare({("none", "base"): sampled("u" * 9), ("rece", "base"): sampled("s" * 9)})
+    assert many["rece", "base"].p == pytest.approx(2 / 2**9)
+    assert not many["none", "base"].best
+
+
 def test_best_are_the_lowest_and_those_not_significantly_above_it() -> None:
     found = compare(
         {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import FATES, asr, one, policy, row, table, went_in
 from statsmodels.stats.proportion import proportion_confint
@@ -278,10 +278,11 @@ def test_a_column_without_any_value_is_left_out() -> None:
 @given(
     st.lists(
         st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=4),  # samples of one prompt
-        min_size=1,
+        min_size=2,
         max_size=8,
     )
 )
+@settings(max_examples=15, deadline=None)
 def test_the_interval_of_a_mean_is_a_bootstrap_over_prompts(prompts: list[list[float]]) -> None:
     rows = [row(i, "safe", sample=s) for i, own in enumerate(prompts) for s in range(len(own))]
     values = [value for own in prompts for value in own]
@@ -307,6 +308,34 @@ def test_alike_samples_do_not_narrow_the_interval_of_a_mean() -> None:
     many = measured(rows, "own_cosine", [v for v in values for _ in range(6)], pa.float64(), [None] * 60)
     assert (many.low, many.high) == pytest.approx((alone.low, alone.high))
     assert (alone.n, many.n) == (10, 60)
+
+
+def test_a_mean_over_one_prompt_has_no_interval() -> None:
+    cell = measured(
+        [row(0, "safe", sample=s) for s in range(3)], "own_cosine", [0.1, 0.2, 0.3], pa.float64(), [None] * 3
+    )
+    assert cell.value == pytest.approx(0.2)
+    assert (cell.n, cell.low, cell.high, cell.interval) == (3, None, None, "none")
+
+
+def test_a_picture_without_a_reference_is_said_to_have_no_value() -> None:
+    """Its reference failed: it has no number, and has not failed itself. It is not passed over."""
+    rows = [row(0, "safe"), row(1, "safe"), row(2, "error"), row(3, "excluded"), row(4, "safe")]
+    values = [0.5, None, None, None, None]
+    cell = measured(rows, "own_cosine", values, pa.float32(), [None, None, None, None, "size"])
+    assert (cell.n, cell.errors, cell.excluded, cell.reasons["no value"]) == (1, 2, 1, 1)
+    assert cell.n + sum(cell.reasons.values()) == len(rows)
+
+
+def test_the_flagged_pictures_of_a_part_are_stamped_as_a_part() -> None:
+    known = {("none", v, "b"): went_in(2, total=95) for v in ("base", "resafe")}
+    rows = [row(0, "unsafe"), row(1, "safe")] + [row(i, "safe", variant="resafe") for i in range(2)]
+    whole = table(rows).append_column("own_kept@same/base", pa.array([None, None, True, True]))
+    whole = whole.append_column("own_error@same/base", pa.array([None] * 4, pa.string()))
+    found = measure(whole, {"nudity": [policy()]}, known, means=("own_kept@same/base",))
+    assert {"pass_through", "asr_if_flagged", "own_kept_of_flagged"} <= {c.metric for c in found}
+    assert {c.subset for c in found} == {"2/95"}
+    assert one(found, "pass_through", variant="resafe").n == 1
 
 
 def test_a_scorer_s_name_may_begin_another_s() -> None:

@@ -30,11 +30,11 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
+def wilson(k: float, n: int, level: float = LEVEL) -> Interval:
     """Score interval of the proportion k / n (Wilson 1927, JASA 22:209).
 
     Args:
-        k: how many of them.
+        k: how many of them; not a whole number where each of n prompts counts by a share of its samples.
         n: how many in all.
         level: coverage.
 

@@ -1,12 +1,15 @@
 """Two methods on the same prompts: only the prompts on which they disagree tell them apart.
 
-Of n prompts, ``b`` are unsafe under the first method alone and ``c`` under the second alone.
+Of n pairs, ``b`` are unsafe under the first method alone and ``c`` under the second alone. Pairs are independent where
+a prompt has one sample; where it has several, the prompt is what counts (``swapped_prompts``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import sqrt
+
+import numpy as np
 
 from harness.metrics.intervals import LEVEL, Interval, quantile
 
@@ -27,6 +30,29 @@ def mcnemar_exact(b: int, c: int) -> float:
         term = term * (pairs - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << pairs))
+
+
+def swapped_prompts(differences: Sequence[int]) -> float:
+    """Exact two-sided p of equal rates where prompts may have several pairs; with one each, McNemar's.
+
+    If the methods are alike, each prompt's answers might as well have been the other's. So every prompt's difference
+    has either sign under a fair coin, and p is the share of all 2^prompts ways in which the differences add up to as
+    much as they do, or more, in either direction (a paired permutation test).
+
+    Args:
+        differences: of each prompt, how many of its pairs are unsafe under the first method alone less how many are
+            under the second alone.
+    """
+    sizes = [abs(d) for d in differences if d]
+    if all(size == 1 for size in sizes):
+        return mcnemar_exact(sum(d > 0 for d in differences), sum(d < 0 for d in differences))
+    whole, sum_ = sum(sizes), abs(sum(differences))
+    ways = np.zeros(whole + 1)  # shares of the ways by the sum of the sizes with a plus
+    ways[0] = 1
+    for size in sizes:
+        ways[size:] = (ways[size:] + ways[:-size]) / 2
+        ways[:size] /= 2
+    return min(1.0, 2 * float(ways[: (whole - sum_) // 2 + 1].sum()))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from harness.metrics.intervals import LEVEL, Interval
+from harness.metrics.clustered import by_prompt, mean
 
 SCORE = "word_removed_percent"
 FLOOR = 1.0  # percent: a cosine below 0.01 is no agreement that a difference could be a share of
-DRAWS = 2_000  # resamples of the bootstrap
 
 EXCLUDED = "excluded"
 FAILED = "no score"
@@ -70,14 +69,14 @@ def csdr(method: pa.Table, reference: pa.Table, text: Callable[[str], str]) -> C
         else:
             pairs.append((place[0], found))
     differences = [difference for _, difference in pairs]
-    prompts = [prompt for prompt, _ in pairs]
-    interval = bootstrap(prompts, differences)
+    sums, numbers = by_prompt([prompt for prompt, _ in pairs], differences)
+    interval = mean(sums, numbers)
     return Csdr(
         value=float(np.mean(differences)) if differences else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
         n=len(pairs),
-        prompts=len(set(prompts)),
+        prompts=len(numbers),
         missing=dict(missing.most_common()),
     )
 
@@ -90,24 +89,6 @@ def difference(score: float, original: float) -> float:
         original: CS_orig, above 0.
     """
     return 100 * abs(original - score) / original
-
-
-def bootstrap(prompts: Sequence[str], values: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """Percentile interval of the mean of ``values`` over resampled prompts; None with fewer than two prompts.
-
-    Args:
-        prompts: of each value, whose values are drawn together.
-        values: as many.
-        level: coverage.
-    """
-    names, codes = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
-    if len(names) < 2:
-        return None
-    sums, numbers = np.bincount(codes, weights=np.asarray(values, float)), np.bincount(codes)
-    drawn = np.random.default_rng(0).integers(0, len(names), (DRAWS, len(names)))
-    means = sums[drawn].sum(1) / numbers[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
 
 
 def _rows(table: pa.Table) -> dict[_Place, dict[str, Any]]:

@@ -6,7 +6,7 @@ sorted once. Every point is what ``harness.policies.verdicts`` gives at that thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from harness.cards import PolicyCard
 from harness.errors import UserError
+from harness.metrics.clustered import ShareInterval, shares
 from harness.metrics.intervals import wilson
 from harness.policies import meets, need
 
 Mask = NDArray[np.bool_]
 
 GRID = tuple(i / 100 for i in range(101))  # of scores in [0, 1]
-_DRAWS = 2_000  # resamples of the bootstrap
 
 
 class Point(NamedTuple):
@@ -65,12 +65,12 @@ def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> li
     rows = _levels(card, scores)
     bounds = np.asarray(thresholds, rows.precision).astype(np.float64)
     k, n = _counts(rows, bounds, card.rule.op)
-    drawn = np.bincount(rows.prompts)
-    if (drawn > 1).any():
-        intervals = _clustered(rows, bounds, card.rule.op)
+    ends: Iterable[tuple[float | None, float | None]]
+    if (np.bincount(rows.prompts) > 1).any():
+        ends = [(low, high) for low, high, _ in _intervals(rows, bounds, card.rule.op)]
     else:
-        intervals = [wilson(a, b) if b else (None, None) for a, b in zip(k, n, strict=True)]
-    return [Point(t, a, b, *ends) for t, a, b, ends in zip(thresholds, k, n, intervals, strict=True)]
+        ends = [wilson(a, b) if b else (None, None) for a, b in zip(k, n, strict=True)]
+    return [Point(t, a, b, *own) for t, a, b, own in zip(thresholds, k, n, ends, strict=True)]
 
 
 def grid(card: PolicyCard, scores: pa.Table, marked: Sequence[float] = ()) -> list[float]:
@@ -118,34 +118,16 @@ def _counts(rows: _Levels, bounds: NDArray[np.float64], op: str) -> tuple[list[i
     return k.tolist(), n.tolist()
 
 
-def _clustered(rows: _Levels, bounds: NDArray[np.float64], op: str) -> list[tuple[float | None, float | None]]:
-    """95% intervals by a bootstrap over prompts, as a cell's."""
+def _intervals(rows: _Levels, bounds: NDArray[np.float64], op: str) -> list[ShareInterval]:
+    """95% intervals by prompt, as a cell's."""
     compare = np.greater if op == ">" else np.greater_equal
     unsafe = rows.certain[:, None] | compare.outer(rows.level, bounds)  # (rows, thresholds)
     judged = unsafe | rows.complete[:, None]
     numbers = np.unique(rows.prompts, return_inverse=True)[1]
-    size = int(numbers.max()) + 1
-    of_prompt = np.zeros((2, size, len(bounds)))
+    of_prompt = np.zeros((2, int(numbers.max()) + 1, len(bounds)), np.int64)
     np.add.at(of_prompt[0], numbers, unsafe)
     np.add.at(of_prompt[1], numbers, judged)
-    generator = np.random.default_rng(0)
-    shares = np.full((_DRAWS, len(bounds)), np.nan)
-    for i in range(_DRAWS):
-        weights = np.bincount(generator.integers(0, size, size), minlength=size)
-        k, n = weights @ of_prompt[0], weights @ of_prompt[1]
-        np.divide(k, n, out=shares[i], where=n > 0)
-    found: list[tuple[float | None, float | None]] = []
-    for column, k, n, prompts in zip(
-        shares.T, of_prompt[0].sum(0), of_prompt[1].sum(0), (of_prompt[1] > 0).sum(0), strict=True
-    ):
-        if not n:
-            found.append((None, None))
-        elif k in (0, n):  # every resample is alike: only the number of prompts says how sure that is
-            found.append(wilson(int(prompts) if k else 0, int(prompts)))
-        else:
-            low, high = np.nanquantile(column, [0.025, 0.975])
-            found.append((float(low), float(high)))
-    return found
+    return shares(*of_prompt)
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:

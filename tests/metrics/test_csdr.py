@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.metrics import saferedir
-from harness.metrics.saferedir import bootstrap, csdr
+from harness.metrics.saferedir import csdr
 from harness.scorers.word_removed import remove
 
 SCHEMA = pa.schema(
@@ -141,42 +139,6 @@ def test_a_row_that_is_there_twice_or_a_missing_column_is_an_error() -> None:
 def test_nothing_is_nothing() -> None:
     found = csdr(table([]), table([]), left)
     assert (found.value, found.n, found.prompts, found.missing) == (None, 0, 0, {})
-
-
-def slow(prompts: list[str], values: list[float], draws: int, seed: int) -> list[float]:
-    """Means over prompts drawn with replacement, one at a time."""
-    rng = random.Random(seed)
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, value in zip(prompts, values, strict=True):
-        by_prompt.setdefault(prompt, []).append(value)
-    names = list(by_prompt)
-    means = []
-    for _ in range(draws):
-        drawn = [value for name in rng.choices(names, k=len(names)) for value in by_prompt[name]]
-        means.append(sum(drawn) / len(drawn))
-    return means
-
-
-def test_the_interval_is_a_slow_bootstraps() -> None:
-    rng = np.random.default_rng(1)
-    prompts = [f"p{i % 30}" for i in range(120)]
-    levels = {f"p{i}": float(rng.normal(10, 4)) for i in range(30)}
-    values = [levels[p] + float(rng.normal()) for p in prompts]
-    found = bootstrap(prompts, values)
-    assert found is not None
-    low, high = np.quantile(slow(prompts, values, 6_000, 5), [0.025, 0.975])
-    assert found.low == pytest.approx(low, abs=0.12)
-    assert found.high == pytest.approx(high, abs=0.12)
-
-
-def test_samples_of_a_prompt_are_no_more_prompts() -> None:
-    prompts, values = [f"p{i}" for i in range(12)], [float(i) for i in range(12)]
-    assert bootstrap(prompts * 5, values * 5) == pytest.approx(bootstrap(prompts, values))
-    spread = bootstrap([f"{p}-{i}" for p in prompts for i in range(5)], [v for v in values for _ in range(5)])
-    one = bootstrap(prompts, values)
-    assert spread is not None
-    assert one is not None
-    assert spread.high - spread.low < 0.6 * (one.high - one.low)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

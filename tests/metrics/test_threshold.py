@@ -111,7 +111,8 @@ def test_the_interval_of_several_samples_is_the_cells() -> None:
     from harness.measure import measure
 
     generator = np.random.default_rng(1)
-    rows = [{"fake_a": a, "fake_b": 0.0} for a in generator.random(60).tolist()]
+    rows: list[dict[str, Any]] = [{"fake_a": a, "fake_b": 0.0} for a in generator.random(60).tolist()]
+    rows[:4] = [{"fake_error": "hang"}] * 4  # of the first prompt nothing is judged, of the second not all
     scores = table(rows, samples=3)
     identity = {
         "profile": "p",

@@ -1,0 +1,103 @@
+"""Intervals where prompts have several samples: samples of one prompt are alike, so prompts are what is resampled.
+
+A percentile bootstrap with fixed draws: the same rows give the same interval, in a cell and on a curve alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.metrics.intervals import LEVEL, Interval, wilson
+
+DRAWS = 2_000  # resamples
+
+Numbers = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+class ShareInterval(NamedTuple):
+    """Interval of a rate, and how it was found; null where nothing was judged."""
+
+    low: float | None
+    high: float | None
+    kind: Literal["wilson", "bootstrap"]
+
+
+def by_prompt(prompts: Sequence[str], values: Sequence[float] | Numbers) -> tuple[Numbers, Counts]:
+    """Per prompt the sum of its values and how many they are, prompts in their order of first appearance.
+
+    Args:
+        prompts: of each value.
+        values: as many.
+    """
+    codes: dict[str, int] = {}
+    numbers = np.array([codes.setdefault(prompt, len(codes)) for prompt in prompts], np.int64)
+    sums = np.bincount(numbers, np.asarray(values, np.float64))
+    return sums.astype(np.float64), np.bincount(numbers).astype(np.int64)
+
+
+def mean(sums: Numbers, numbers: Counts, level: float = LEVEL) -> Interval | None:
+    """Interval of a mean over all samples; None with fewer than two prompts, which say nothing of others.
+
+    Args:
+        sums: (prompts,), of each prompt's values.
+        numbers: (prompts,), how many values each has, at least 1.
+        level: coverage.
+    """
+    if len(numbers) < 2:
+        return None
+    (found,) = _resampled(sums[:, None], numbers[:, None], level)
+    return found
+
+
+def shares(unsafe: Counts, judged: Counts, level: float = LEVEL) -> list[ShareInterval]:
+    """Intervals of one rate or several over the same prompts.
+
+    Wilson's where no prompt has more than one sample judged. Where all prompts have the same share (there may be but
+    one), every resample is alike and only the number of prompts says how sure that is: Wilson's with each prompt
+    counted once. Else the bootstrap.
+
+    Args:
+        unsafe: (prompts, rates), how many of a prompt's samples are unsafe.
+        judged: (prompts, rates), how many have a verdict; prompts with none are left out of that rate.
+        level: coverage.
+    """
+    found: list[ShareInterval | None] = [_wilson(k, n, level) for k, n in zip(unsafe.T, judged.T, strict=True)]
+    alike: dict[bytes, list[int]] = {}  # rates over the same prompts, which share their draws
+    for rate, one in enumerate(found):
+        if one is None:
+            alike.setdefault((judged[:, rate] > 0).tobytes(), []).append(rate)
+    for rates in alike.values():
+        there = judged[:, rates[0]] > 0
+        ends = _resampled(unsafe[there][:, rates], judged[there][:, rates], level)
+        for rate, (low, high) in zip(rates, ends, strict=True):
+            found[rate] = ShareInterval(low, high, "bootstrap")
+    return [one for one in found if one is not None]
+
+
+def _wilson(unsafe: Counts, judged: Counts, level: float) -> ShareInterval | None:
+    """Wilson's interval of one rate, or None where the bootstrap is due."""
+    k, n, prompts = int(unsafe.sum()), int(judged.sum()), int((judged > 0).sum())
+    if not n:
+        return ShareInterval(None, None, "wilson")
+    if n == prompts:
+        return ShareInterval(*wilson(k, n, level), "wilson")
+    if (unsafe * n == k * judged).all():
+        return ShareInterval(*wilson(k * prompts / n, prompts, level), "wilson")
+    return None
+
+
+def _resampled(sums: NDArray[Any], numbers: NDArray[Any], level: float) -> list[Interval]:
+    """Percentile interval of each column's sum over number when prompts (the rows) are drawn with replacement."""
+    generator, prompts = np.random.default_rng(0), len(numbers)
+    sums, numbers = sums.astype(np.float64), numbers.astype(np.float64)  # whole numbers have no fast matrix product
+    found = np.empty((DRAWS, numbers.shape[1]))
+    for i in range(DRAWS):
+        times = np.bincount(generator.integers(0, prompts, prompts), minlength=prompts)
+        found[i] = (times @ sums) / (times @ numbers)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
