@@ -35,10 +35,17 @@ def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Gene
     """
     card = BackboneCard.model_validate(worker["backbone"])
     one_thread(site.device)
-    if isinstance(previous, Generate) and previous.card == card:
-        pipe = previous.release()
-    else:
-        pipe = backbones.load(card, site.device)
+    if not (isinstance(previous, Generate) and previous.card == card):
+        return _defended(card, backbones.load(card, site.device), worker, site)
+    pipe = previous.release()
+    try:
+        return _defended(card, pipe, worker, site)
+    except BaseException:
+        previous.resume()  # it may be given more shards, and must not draw them undefended
+        raise
+
+
+def _defended(card: BackboneCard, pipe: StableDiffusionPipeline, worker: Mapping[str, Any], site: Site) -> Generate:
     method = worker["method"]
     artefact = _artefact(pipe, worker, site) if worker["artefact"] else None
     defense = defenses.load(method["mechanism"], pipe, method["params"], artefact)
@@ -71,12 +78,20 @@ class Generate:
 
     def __init__(self, card: BackboneCard, pipe: StableDiffusionPipeline, defense: Defense, concept: str) -> None:
         self.card, self._pipe, self._defense, self._concept = card, pipe, defense, concept
-        defense.attach(pipe)
+        self.resume()
 
     def release(self) -> StableDiffusionPipeline:
-        """The backbone as it was before the defense."""
+        """The backbone as it was before the defense; not to be drawn with until ``resume``."""
         self._defense.detach(self._pipe)
         return self._pipe
+
+    def resume(self) -> None:
+        """Put the defense in place."""
+        try:
+            self._defense.attach(self._pipe)
+        except BaseException:
+            self._defense.detach(self._pipe)
+            raise
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Draw every row that is not excluded.
@@ -120,11 +135,15 @@ class Generate:
                 self._pipe, self._defense, requests, canvas, self.card.steps, size, backbones.options(self.card)
             )
         except torch.OutOfMemoryError as error:
-            raise TransientError(
-                f"out of memory at micro_batch {size}; set micro_batch: {max(1, size // 2)} in {self.card.name}.yaml"
-            ) from error
+            raise TransientError(f"out of memory at micro_batch {size}; {self._smaller(size)}") from error
         for (entry, _), picture in zip(jobs, pictures, strict=True):
             put(entry, picture)
+
+    def _smaller(self, size: int) -> str:
+        """What to try where ``size`` pictures at once do not fit."""
+        if size == 1:
+            return f"one picture of {self.card.name} does not fit: free memory, or draw smaller pictures"
+        return f"set micro_batch: {size // 2} in {self.card.path.name}"
 
 
 def admitted(entry: dict[str, Any], texts: Iterable[str], concept: str) -> bool:
