@@ -80,7 +80,7 @@ class ReportCard(Card):
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     variants: dict[str, str | None]  # name -> label of its own line; null: the method's own line
     printed: dict[str, dict[str, dict[str, Number | None]]]  # defense -> variant -> bench; null: not in the text
-    notes: tuple[Note, ...] = ()
+    notes: Annotated[tuple[Note, ...], Field(max_length=26)] = ()  # a letter each
 
     def places(self) -> list[Place]:
         """Every cell, row by row."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import string
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -56,6 +57,8 @@ class Entry:
             lines = [f"{counts(self.measured)} {percent(self.measured.value)} #{number}", interval(self.measured)]
             if self.measured.subset:
                 lines.append(f"subset {self.measured.subset}")
+            elif self.printed_n not in (None, _rows(self.measured)):
+                lines.append(f"{_rows(self.measured)} rows, not {self.printed_n}")
             if self.measured.errors or self.measured.excluded:
                 lines.append(f"{self.measured.errors} err, {self.measured.excluded} excl")
         if self.status is None:
@@ -86,6 +89,7 @@ class Table:
     profile: str
     folder: Path  # of the runs
     runs: tuple[str, ...]  # complete ones found there
+    commands: Mapping[str, str]  # that gave them; of runs whose record says it
     entries: tuple[Entry, ...]
 
     @property
@@ -142,7 +146,8 @@ class Table:
         """What the numbers are, and where they come from."""
         found = f"{len(self.runs)} complete runs" if self.runs else "no complete runs"
         lines = [f"{self.card.caption}; k/n, 95% interval, #run", f"{found} in {show(self.folder.absolute())}"]
-        lines += [f"#{number} {run}" for run, number in self._numbers().items()]
+        for run, number in self._numbers().items():
+            lines.append(f"#{number} {run}" + (f": {self.commands[run]}" if run in self.commands else ""))
         lines.append(f"a missing cell: harness eval --defense NAME --bench NAME --profile {self.profile}")
         if self.profile != REFERENCE:
             return [f"Numbers of profile {self.profile}, not of the paper's models: its values are not shown.", *lines]
@@ -161,6 +166,7 @@ class Table:
             "policy": source.policy,
             "metric": self.card.metric,
             "runs": list(self.runs),
+            "commands": dict(self.commands),
             "notes": self.footnotes(),
             "cells": [entry.to_json() for entry in self.entries],
         }
@@ -169,19 +175,21 @@ class Table:
         """One line per cell; empty where there is nothing."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["report", "profile", *_CSV_OWN, *_CSV_MEASURED, *_CSV_PRINTED, *_CSV_DIFFERENCE])
+        titles = [*_CSV_OWN, *_CSV_MEASURED, *_CSV_PRINTED, *_CSV_DIFFERENCE]
+        writer.writerow(["report", "profile", *titles, "fingerprints"])
         for entry in self.entries:
             measured = [getattr(entry.measured, name, None) for name in _CSV_MEASURED]
             own, printed = ([getattr(entry, name) for name in names] for names in (_CSV_OWN, _CSV_PRINTED))
             low, high = entry.difference or (None, None)
-            writer.writerow([self.card.name, self.profile, *own, *measured, *printed, low, high])
+            stages = " ".join(entry.measured.fingerprints) if entry.measured else None
+            writer.writerow([self.card.name, self.profile, *own, *measured, *printed, low, high, stages])
         return file.getvalue()
 
 
 _TICKS = ("weights kept", "no training")
 _TICKS_OF = {True: "✓", False: "✗", None: "—"}
 _CSV_OWN = ("defense", "variant", "bench", "run")
-_CSV_MEASURED = ("k", "n", "value", "low", "high", "errors", "excluded", "subset")
+_CSV_MEASURED = ("backbone", "policy", "k", "n", "value", "low", "high", "interval", "errors", "excluded", "subset")
 _CSV_PRINTED = ("printed", "printed_k", "printed_n", "status", "marks")
 _CSV_DIFFERENCE = ("difference_low", "difference_high")
 _LEGEND: dict[Status, str] = {
@@ -189,7 +197,7 @@ _LEGEND: dict[Status, str] = {
     "differs": "it does not",
     "infeasible as printed": "no k/n gives the printed number, or its column is in doubt (see the notes)",
     "not run": "no complete run has the cell",
-    "not compared": "only a subset was run, or the text does not show the number",
+    "not compared": "not the paper's number of rows was run, nothing was scored, or the text does not show the number",
 }
 
 
@@ -215,8 +223,14 @@ def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
             if _belongs(cell, card, profile):
                 found.setdefault((cell.defense, cell.variant, cell.bench), []).append((run, cell))
     entries = tuple(_entry(card, profile, place, found.get(place, [])) for place in card.places())
-    names = tuple(run.name for run in runs)
-    return Table(card=card, profile=profile, folder=runs_dir, runs=names, entries=entries)
+    return Table(
+        card=card,
+        profile=profile,
+        folder=runs_dir,
+        runs=tuple(run.name for run in runs),
+        commands={run.name: run.command for run in runs if run.command},
+        entries=entries,
+    )
 
 
 def render(table: Table, form: str) -> str:
@@ -246,13 +260,22 @@ RENDERERS: dict[str, Callable[[Table], str]] = {
 class _Run:
     name: str
     finished: float  # Unix seconds
+    command: str | None  # null where the run's record does not say
     cells: list[Cell]
 
 
 def _runs(folder: Path) -> list[_Run]:
     """Complete runs: a run writes its cells last, when every shard is there."""
     paths = sorted(folder.glob("*/cells.json"))
-    return [_Run(path.parent.name, path.stat().st_mtime, cells.read(path)) for path in paths]
+    return [_Run(p.parent.name, p.stat().st_mtime, _command(p.with_name("run.json")), cells.read(p)) for p in paths]
+
+
+def _command(record: Path) -> str | None:
+    try:
+        found = json.loads(record.read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _belongs(cell: Cell, card: ReportCard, profile: str) -> bool:
@@ -293,11 +316,16 @@ def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tupl
         return "infeasible as printed", None
     if cell is None:
         return "not run", None
-    if k is None or cell.k is None or cell.subset or not cell.n:
+    if k is None or cell.k is None or cell.subset or not cell.n or _rows(cell) != n:
         return "not compared", None
     low, high = newcombe(cell.k, cell.n, k, n)
     return ("reproduced" if low <= 0 <= high else "differs"), (low, high)
 
 
+def _rows(cell: Cell) -> int:
+    """Rows of the benchmark, whatever became of them."""
+    return cell.n + cell.errors + cell.excluded
+
+
 def _letter(index: int) -> str:
-    return "abcdefghijklmnopqrstuvwxyz"[index]
+    return string.ascii_lowercase[index]

@@ -85,6 +85,20 @@ def test_a_subset_is_shown_and_not_compared(tmp_path: Path) -> None:
     assert "subset 16/272" in found.text(1)
 
 
+@pytest.mark.parametrize("rows", [151, 2720])
+def test_another_number_of_rows_than_the_papers_is_another_benchmark(tmp_path: Path, rows: int) -> None:
+    """Of P4D's 272 prompts 151 go about under its name; five samples each are no 272 independent pictures either."""
+    found = one(tmp_path, cell(rows * 252 // 272, rows - 2, errors=1, excluded=1))
+    assert (found.status, found.difference) == ("not compared", None)
+    assert f"{rows} rows, not 272" in found.text(1)
+
+
+def test_errors_and_exclusions_are_rows_too(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(250, 269, errors=1, excluded=2))
+    assert found.status == "reproduced"
+    assert not any("rows, not" in line for line in found.text(1))
+
+
 def test_a_cell_of_which_nothing_was_scored_is_not_compared(tmp_path: Path) -> None:
     assert one(tmp_path, cell(0, 0, errors=272)).status == "not compared"
 
@@ -158,8 +172,9 @@ def test_an_unknown_format_is_named_with_the_nearest(tmp_path: Path) -> None:
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Table:
+    stages = ("generate:ab", "score-nudenet:cd")
     found = {
-        "old": [cell(90, 95, bench=K77), cell(252, 272, errors=1, excluded=2)],
+        "old": [cell(90, 95, bench=K77, fingerprints=stages), cell(252, 269, errors=1, excluded=2)],
         "new": [cell(7, 95, bench=K77, defense="rece")],
     }
     return assemble(report_card(tmp_path), runs(tmp_path / "runs", found), "paper")
@@ -183,8 +198,28 @@ def test_csv_has_a_line_per_cell_and_leaves_empty_what_is_not_there(filled: Tabl
     assert (first["k"], first["n"], first["printed"], first["status"], first["run"]) == (
         "90", "95", "95.79", "reproduced", "old",
     )  # fmt: skip
+    assert (first["policy"], first["interval"], first["fingerprints"]) == (
+        "resafe-nudity-0.45", "wilson", "generate:ab score-nudenet:cd",
+    )  # fmt: skip
     missing = next(line for line in lines if line["status"] == "not run")
     assert {missing[name] for name in ("k", "n", "value", "low", "run", "difference_low")} == {""}
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "{", '{"command": 3}'])
+def test_a_run_whose_record_does_not_say_how_it_came_about_still_counts(tmp_path: Path, record: str) -> None:
+    folder = runs(tmp_path / "runs", {"r": [cell(252, 272)]})
+    (folder / "r" / "run.json").write_text(record)
+    found = assemble(report_card(tmp_path), folder, "paper")
+    assert (found.runs, found.commands) == (("r",), {})
+    assert "#1 r" in found.legend()
+
+
+@pytest.mark.parametrize("form", ["terminal", "md", "json"])
+def test_every_run_is_shown_with_its_command(tmp_path: Path, form: str) -> None:
+    folder = runs(tmp_path / "runs", {"r": [cell(252, 272)]})
+    (folder / "r" / "run.json").write_text('{"command": "harness eval --defense none --bench p4d"}')
+    text = render(assemble(report_card(tmp_path), folder, "paper"), form)
+    assert "harness eval --defense none --bench p4d" in text
 
 
 def test_json_gives_back_the_cells(filled: Table) -> None:
@@ -195,11 +230,12 @@ def test_json_gives_back_the_cells(filled: Table) -> None:
     assert found["cells"][0]["printed"] == "95.79"
 
 
-@pytest.mark.parametrize("name", ["table1", "table5"])
+@pytest.mark.parametrize("name", ["table1", "table2", "table4", "table5", "table6"])
 @pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
 @pytest.mark.parametrize("profile", ["paper", "shapes"])
 def test_the_papers_tables_render_without_any_run(tmp_path: Path, name: str, form: str, profile: str) -> None:
     card = cards.load("report", name, [CHECKOUT])
     assert isinstance(card, ReportCard)
     text = render(assemble(card, tmp_path, profile), form)
-    assert card.rows[-1].defense in text or card.rows[-1].label in text
+    last = [card.rows[-1].defense, card.rows[-1].label, [*card.variants.values()][-1]]
+    assert any(name in text for name in last if name)
