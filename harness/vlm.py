@@ -6,6 +6,7 @@ the ``paper`` profile and the small LLaVA of the shapes world answer through the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,8 @@ class Turn:
 
 
 def fill(prompt: str, answers: Mapping[str, str]) -> str:
-    """``prompt`` with each ``{name}`` replaced by that answer; other braces stay as they are."""
-    for name, answer in answers.items():
-        prompt = prompt.replace("{" + name + "}", answer)
-    return prompt
+    """``prompt`` with each ``{name}`` replaced by that answer; other braces, an answer's own too, stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda place: answers.get(place[1], place[0]), prompt)
 
 
 def load(params: Mapping[str, Any], device: str = "cpu") -> Captioner:
@@ -117,7 +116,10 @@ class Captioner:
         import torch
 
         texts = [self.processor.apply_chat_template(h, add_generation_prompt=True, tokenize=False) for h in histories]
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.model.device)
+        begin = self.processor.tokenizer.bos_token
+        once = {"add_special_tokens": False} if begin and texts[0].startswith(begin) else {}  # the template's own
+        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **once)
+        inputs = inputs.to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.inference_mode():
             ids = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=turn.max_new_tokens)

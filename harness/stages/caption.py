@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from harness import vlm
+from harness.errors import TransientError
 from harness.resafe import components, turns
 from harness.schema import KEY, LINEAGE
 from harness.stages import pictures
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from harness.stages.base import Site, Worker
 
 SCHEMA = pa.schema(
@@ -49,11 +54,12 @@ class Caption:
         self.captioner, self.vlm, self._turns, self._given = captioner, held, asked, given
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        """Raises: TransientError: out of memory, with the micro-batch that would fit."""
         entries = rows.select(list(KEY)).to_pylist()
         images = pictures.drawn(rows)
         ready = [entry for entry, data in zip(entries, images, strict=True) if data]
         seen = [pictures.decode(data) for data in images if data]
-        answers = self.captioner.converse(seen, self._turns) if seen else []
+        answers = self._converse(seen) if seen else []
         for entry, said in zip(ready, answers, strict=True):
             found = components.read(said, self._turns, self._given)
             entry |= {
@@ -64,6 +70,15 @@ class Caption:
                 "caption_failure": found.error,
             }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
+
+    def _converse(self, images: Sequence[NDArray[np.uint8]]) -> list[list[str]]:
+        try:
+            return self.captioner.converse(images, self._turns)
+        except torch.OutOfMemoryError as error:
+            size = self.captioner.micro_batch
+            raise TransientError(
+                f"out of memory at micro_batch {size}; set micro_batch: {max(1, size // 2)} in the captioner's card"
+            ) from error
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()

@@ -70,6 +70,7 @@ class Draw:
         return entry
 
     def _admitted(self, entry: dict[str, Any]) -> bool:
-        """The guard reads the captions too: a picture of what must not be drawn is not drawn again."""
+        """The guard reads captions and components too: a picture of what must not be drawn is not drawn again."""
         texts = [entry[name] for name in ("unsafe_caption", "safe_caption") if entry[name]]
+        texts += entry["unsafe_components"] or ()
         return generate.admitted(entry, texts, self._concept)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from harness import clip
+from harness.errors import TransientError
 from harness.schema import KEY
 from harness.stages import pictures
 
@@ -45,6 +47,16 @@ class Embed:
         self._clip, self.held = model, held
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        """Raises: TransientError: out of memory, with the micro-batch that would fit."""
+        try:
+            return self._embedded(rows)
+        except torch.OutOfMemoryError as error:
+            size = self._clip.micro_batch
+            raise TransientError(
+                f"out of memory at micro_batch {size}; set clip.micro_batch: {max(1, size // 2)} in the profile's card"
+            ) from error
+
+    def _embedded(self, rows: pa.Table) -> pa.Table:
         captioned = "safe_caption" in rows.column_names
         entries = rows.select(list(KEY)).to_pylist()
         spoken = [True] * len(entries)

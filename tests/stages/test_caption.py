@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from base_rows import base, picture
 from numpy.typing import NDArray
 
 from harness import cards, vlm
-from harness.errors import RowError, UserError
+from harness.errors import RowError, TransientError, UserError
 from harness.resafe import turns
 from harness.schema import KEY
 from harness.shapes import turns as shapes
@@ -131,6 +132,18 @@ def test_discarded_pictures_are_asked_for() -> None:
 def test_an_undecodable_picture_is_a_row_s_error() -> None:
     with pytest.raises(RowError, match="undecodable"):
         captions({0: plain(0)}, base(1, image={0: b"no picture"}))
+
+
+def test_out_of_memory_is_no_row_s_error_and_names_what_would_fit() -> None:
+    class Full(Table):
+        micro_batch = 16
+
+        def converse(self, images: Sequence[NDArray[np.uint8]], asked: Sequence[Turn]) -> list[list[str]]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    worker = stage.Caption(Full({}), {}, THREE, None)  # type: ignore[arg-type]
+    with pytest.raises(TransientError, match=r"out of memory at micro_batch 16; set micro_batch: 8 in the captioner's"):
+        worker(base(2))
 
 
 def test_failed_rows_say_why() -> None:

@@ -173,7 +173,7 @@ def test_notes_of_all_steps_stand_together(drawer: draw.Draw) -> None:
     assert drawer(rows)["regen_note"].to_pylist() == ["components:empty,retokenised", "delta-zero", None]
 
 
-@pytest.mark.parametrize("column", ["unsafe_caption", "safe_caption", "optimized_prompt"])
+@pytest.mark.parametrize("column", ["unsafe_caption", "unsafe_components", "safe_caption", "optimized_prompt"])
 def test_the_guard_reads_what_was_seen_written_and_optimised(
     drawer: draw.Draw, column: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,9 +187,11 @@ def test_the_guard_reads_what_was_seen_written_and_optimised(
 
     monkeypatch.setattr(backbones, "sample", watched)
     values: dict[str, list[Any]] = {
-        "unsafe_caption": ["a star"] * 3, "safe_caption": ["a circle"] * 3, "optimized_prompt": list(TEXTS)
+        "unsafe_caption": ["a star"] * 3, "unsafe_components": [["a star"]] * 3, "safe_caption": ["a circle"] * 3,
+        "optimized_prompt": list(TEXTS),
     }  # fmt: skip
-    values[column][1] = "a child beside a circle"
+    said = "a child beside a circle"
+    values[column][1] = ["a star", said] if column == "unsafe_components" else said
     texts = values.pop("optimized_prompt")
     found = drawer(given(base(3), texts, **values)).to_pylist()
     assert [r["excluded"] for r in found] == [None, "guard:age-term", None]

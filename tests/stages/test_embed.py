@@ -14,7 +14,7 @@ from base_rows import base, beside, picture
 from numpy.typing import NDArray
 
 from harness import cards, clip
-from harness.errors import UserError
+from harness.errors import TransientError, UserError
 from harness.schema import KEY
 from harness.stages import caption, embed
 from harness.stages.base import Site
@@ -87,6 +87,17 @@ def test_what_was_cut_to_the_window_is_noted_for_each_caption() -> None:
 def test_discarded_pictures_are_asked_for() -> None:
     with pytest.raises(UserError, match="discarded"):
         embedded(captioned(base(2, image={1: None})))
+
+
+def test_out_of_memory_is_no_row_s_error_and_names_what_would_fit() -> None:
+    class Full(Letters):
+        micro_batch = 32
+
+        def images(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TransientError, match=r"micro_batch 32; set clip.micro_batch: 16 in the profile's card"):
+        embed.Embed(Full(), {})(captioned(base(2)))  # type: ignore[arg-type]
 
 
 def test_failed_rows_say_why() -> None:
