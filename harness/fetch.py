@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 from harness import __version__, weights
 from harness.cardfile import show
-from harness.cards import Card, ProfileCard
+from harness.cards import Card, ProfileCard, load_all, roots
 from harness.datasetcard import DatasetCard, Edition
 from harness.errors import UserError
 from harness.prompts import check, file_of, parse
-from harness.sheet import Sheet, read_file
+from harness.sheet import LARGEST, Sheet, read_file
 from harness.store import write_atomically
+from harness.unpack import unpack
 from harness.weights import Weights, reason, token_of
 
-LARGEST = 64 << 20  # bytes of a benchmark file
 TIMEOUT_S = 60
 
 
@@ -47,7 +47,8 @@ def fetch_bench(card: DatasetCard, data: Path, from_file: Path | None = None, to
     Args:
         card: the benchmark.
         data: folder where fetched things lie; made private.
-        from_file: the user's own copy; else the card's source is asked, unless the right file is already here.
+        from_file: the user's own copy: CSV or JSON, in gzip or not, or Parquet; else the card's source is asked,
+            unless the right file is already here.
         token: for a gated source; else ``HF_TOKEN``, else that of a Hugging Face login.
 
     Raises:
@@ -58,8 +59,10 @@ def fetch_bench(card: DatasetCard, data: Path, from_file: Path | None = None, to
         raise UserError(f"benchmark {card.name} comes with the package: there is nothing to fetch")
     path = file_of(card, edition, data)
     if from_file is not None:
-        content = read_file(from_file)
-        return _store(card, edition, path, parse(edition, content, from_file), content, f"file {from_file.name}")
+        content = unpack(read_file(from_file), from_file)
+        found = parse(edition, content, from_file)
+        _refuse_other(card, edition, found)
+        return _store(card, edition, path, found, content, f"file {from_file.name}")
     here = _already(card, edition, path)
     if here is not None:
         return here
@@ -152,6 +155,31 @@ def _already(card: DatasetCard, edition: Edition, path: Path) -> Fetched | None:
     return Fetched(path, found.sha256, len(found.records), note) if kind == "exact" or not edition.sha256 else None
 
 
+def _refuse_other(card: DatasetCard, edition: Edition, found: Sheet) -> None:
+    """Refuses the file of another benchmark, by that one's name.
+
+    It is told by its sha256; where the card has none and the rows are as many, as with Ring-A-Bell's three gated files
+    of the same rows and columns, by the name that it was published under. What the card itself knows passes.
+
+    Raises:
+        UserError: it is another benchmark's.
+    """
+    if found.sha256 in (edition.sha256, *(known.sha256 for known in edition.known)):
+        return
+    unknown = edition.sha256 is None and edition.rows == len(found.records)
+    for other in load_all("dataset", roots()):
+        theirs = other.editions.get("paper") if isinstance(other, DatasetCard) else None
+        if theirs is None or other.name == card.name or theirs.source == edition.source:
+            continue
+        own = f"`harness fetch bench {other.name} --from FILE`"
+        if unknown and theirs.sha256 is None and found.path.name == theirs.source.rpartition("/")[2]:
+            raise UserError(
+                f"{show(found.path)}: is called as the file of {other.name}, not of {card.name}: {own}, or rename it"
+            )
+        if not unknown and theirs.sha256 == found.sha256:
+            raise UserError(f"{show(found.path)}: is not {card.name} but {other.name}: {own}")
+
+
 def _store(card: DatasetCard, edition: Edition, path: Path, found: Sheet, content: bytes, source: str) -> Fetched:
     """Writes file and provenance, each whole or not at all, where only the user reads them."""
     kind, note = check(card, edition, found)
@@ -196,7 +224,7 @@ def _twin(path: Path, sha256: str) -> str | None:
             record = json.loads(other.read_text())
         except (OSError, ValueError):
             continue
-        if other != own and record.get("sha256") == sha256:
+        if other != own and isinstance(record, dict) and record.get("sha256") == sha256:
             return str(record.get("bench"))
     return None
 

@@ -22,7 +22,13 @@ from harness.errors import UserError, nearest
 
 csv.field_size_limit(1 << 20)  # of one cell, in characters; an unclosed quote ends there, not at the file's end
 
+LARGEST = 64 << 20  # bytes of a file of prompts
+_LONGEST = 40  # characters of a cell that a message repeats: it may be a prompt, which belongs in no log
+
 Value = TypeVar("Value")
+
+
+_PARTED = {"\t": "tabs", ";": "semicolons", "|": "bars"}  # instead of commas
 
 
 class Record(NamedTuple):
@@ -61,9 +67,11 @@ class Sheet:
         place = self.find(candidates)
         if place is None:
             wanted = " or ".join(repr(c) for c in candidates)
-            have = ", ".join(repr(h) for h in self.header[:20])
+            have = ", ".join(_brief(h) for h in self.header[:20])
+            parted = next((n for s, n in _PARTED.items() if len(self.header) == 1 and s in self.header[0]), None)
+            hint = f"; its cells are parted by {parted}: save it with commas" if parted else ""
             raise UserError(
-                f"{show(self.path)}:1: no column {wanted} (it has: {have}){nearest(candidates[0], self.header)}"
+                f"{show(self.path)}:1: no column {wanted} (it has: {have}){hint or nearest(candidates[0], self.header)}"
             )
         return place
 
@@ -92,7 +100,7 @@ class Sheet:
             if cells[place] in seen:
                 raise UserError(
                     f"{self.at(line)}: column {self.header[place]!r}: "
-                    f"id {cells[place]!r} is given twice (first in line {seen[cells[place]]})"
+                    f"id {_brief(cells[place])} is given twice (first in line {seen[cells[place]]})"
                 )
             seen[cells[place]] = line
 
@@ -101,12 +109,16 @@ def read_file(path: Path) -> bytes:
     """A file's bytes.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is too large for a file of prompts.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"{show(path)}: cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise UserError(f"{show(path)}: holds more than {LARGEST >> 20} MiB, which is no file of prompts")
+    return data
 
 
 def read_sheet(data: bytes, path: Path) -> Sheet:
@@ -241,6 +253,11 @@ def _check_width(cells: Sequence[str], header: Sequence[str], line: int, path: P
         )
 
 
+def _brief(cell: str) -> str:
+    """A cell as messages repeat it."""
+    return repr(cell if len(cell) <= _LONGEST else f"{cell[: _LONGEST - 3]}...")
+
+
 def seed(cell: str) -> int | None:
     """An unsigned 64-bit integer, or None for an empty cell; ``"7.0"``, as pandas writes it, is 7.
 
@@ -251,7 +268,7 @@ def seed(cell: str) -> int | None:
         return None
     match = re.fullmatch(r"([-+]?)(\d+)(?:\.0*)?", cell.strip(), re.ASCII)
     if match is None:
-        raise ValueError(f"seed {cell!r} is no whole number")
+        raise ValueError(f"seed {_brief(cell)} is no whole number")
     value = int(match[2])
     if match[1] == "-" and value:
         raise ValueError(f"negative seed {cell}")
@@ -271,9 +288,9 @@ def guidance(cell: str) -> float | None:
     try:
         value = float(cell)
     except ValueError:
-        raise ValueError(f"guidance {cell!r} is no number") from None
+        raise ValueError(f"guidance {_brief(cell)} is no number") from None
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"guidance {cell!r} is no finite number of at least 0")
+        raise ValueError(f"guidance {_brief(cell)} is no finite number of at least 0")
     return value
 
 
@@ -287,5 +304,5 @@ def pixels(cell: str) -> int | None:
         return None
     match = re.fullmatch(r"(\d+)(?:\.0*)?", cell.strip(), re.ASCII)
     if match is None or not 0 < int(match[1]) <= 1 << 14:
-        raise ValueError(f"size {cell!r} is no whole number of pixels")
+        raise ValueError(f"size {_brief(cell)} is no whole number of pixels")
     return int(match[1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import stat
@@ -15,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harness import cards, fetch, prompts
@@ -124,6 +129,56 @@ def test_a_known_variant_is_refused_by_name(tmp_path: Path) -> None:
     known = card.editions["paper"].known[0].model_copy(update={"sha256": sha(TEXT)})
     with pytest.raises(UserError, match="79 rows that goes by its name: the reproduction"):
         fetch.fetch_bench(bench(known=(known,)), tmp_path / "data", own(tmp_path))
+
+
+def test_another_benchmarks_file_is_refused_by_that_ones_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "prompt\n" + "".join(f"text {i}\n" for i in range(272))
+    everything = [*cards.load_all("dataset", cards.roots()), bench("p4d", sha256=sha(text))]
+    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: everything)
+    for card in (bench("unlearndiffatk"), bench("ring-a-bell-k77"), bench("i2p")):
+        with pytest.raises(UserError, match=rf"mine\.csv: is not {card.name} but p4d: `harness fetch bench p4d --from"):
+            fetch.fetch_bench(card, tmp_path / "data", own(tmp_path, text))
+    assert stored(tmp_path / "data") == []
+    assert fetch.fetch_bench(bench("p4d", sha256=sha(text)), tmp_path / "data", own(tmp_path, text)).rows == 272
+
+
+def test_ring_a_bells_gated_files_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"K_38\.csv: is called as the file of ring-a-bell-k38, not of ring-a-bell-k77"):
+        fetch.fetch_bench(bench(), tmp_path / "data", own(tmp_path, name="Nudity_eta_3_K_38.csv"))
+    assert stored(tmp_path / "data") == []
+    for name in ("Nudity_eta_3_K_77.csv", "mine.csv"):
+        assert fetch.fetch_bench(bench(), tmp_path / "data", own(tmp_path, name=name)).rows == 95
+
+
+def test_a_card_of_ones_own_may_read_a_published_file_in_its_own_way(tmp_path: Path) -> None:
+    card = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None)
+    assert fetch.fetch_bench(card, tmp_path, own(tmp_path)).rows == 95
+
+
+def test_a_compressed_copy_is_the_published_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv.gz"
+    path.write_bytes(gzip.compress(TEXT.encode()))
+    got = fetch.fetch_bench(bench(sha256=sha(TEXT)), tmp_path / "data", path)
+    assert (got.sha256, got.warning, got.path.read_text()) == (sha(TEXT), "", TEXT)
+
+
+def test_a_parquet_copy_reads_as_its_csv(tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(TEXT)))
+    typed = [
+        {"prompt": r["prompt"], "case_number": int(r["case_number"]), "evaluation_seed": float(i)}
+        for i, r in enumerate(rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(typed), tmp_path / "mine.parquet")
+    fetch.fetch_bench(bench(), tmp_path / "data", tmp_path / "mine.parquet")
+    fetch.fetch_bench(bench(), tmp_path / "other", own(tmp_path))
+    read = [prompts.read(bench(), PAPER, SD, tmp_path / name) for name in ("data", "other")]
+    assert read[0].equals(read[1])
+
+
+def test_a_provenance_that_somebody_damaged_is_passed_over(tmp_path: Path) -> None:
+    fetch.fetch_bench(bench("ring-a-bell-k77"), tmp_path, own(tmp_path))
+    (tmp_path / "bench/ring-a-bell-k77.csv.source.json").write_text("[]")
+    assert fetch.fetch_bench(bench("ring-a-bell-k38"), tmp_path, own(tmp_path)).rows == 95
 
 
 def test_the_same_file_under_two_names_is_pointed_out(tmp_path: Path) -> None:

@@ -213,6 +213,8 @@ def test_an_age_term_alone_excludes_nothing_harmless(tmp_path: Path) -> None:
         (FULL.replace("9.5", "nan"), {"columns": COUNTED}, (":2: column 'evaluation_guidance': guidance 'nan'",)),
         (FULL.replace("9.5", "-1"), {"columns": COUNTED}, (":2: column 'evaluation_guidance': guidance '-1'",)),
         (FULL.replace("9.5", "high"), {"columns": COUNTED}, (":2: column 'evaluation_guidance': guidance 'high'",)),
+        ("prompt\tevaluation_seed\na\t1\n", SEEDED, (":1: no column 'prompt'", "parted by tabs: save it with commas")),
+        ("prompt;evaluation_seed\na;1\n", SEEDED, (":1: no column 'prompt'", "parted by semicolons")),
         (FULL.replace("128", "0"), {"columns": COUNTED}, (":2: column 'sd_image_width': size '0'",)),
     ],
 )  # fmt: skip
@@ -222,6 +224,19 @@ def test_bad_input_gives_one_line_with_file_line_and_column(
     message = refused(tmp_path, bench(tmp_path, content, **edition))
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("content", [f"{'x' * 99}\na\n", f"prompt,evaluation_seed\na,{'x' * 99}\n"])
+def test_no_message_repeats_a_whole_prompt_that_stands_where_something_else_should(
+    tmp_path: Path, content: str
+) -> None:
+    assert "x" * 41 not in refused(tmp_path, bench(tmp_path, content, **SEEDED))
+
+
+def test_a_file_that_is_too_large_for_prompts_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "LARGEST", 1 << 20)
+    with pytest.raises(UserError, match="/dev/zero: holds more than 1 MiB"):
+        sheet.read_file(Path("/dev/zero"))
 
 
 def test_a_quoted_windows_line_break_is_kept_as_it_is(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 )
 def bench(
     name: Annotated[str, typer.Argument(help="Benchmark; see `harness list datasets`.")],
-    file: Annotated[Path | None, typer.Option("--from", help="Your own copy, identified by its sha256.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", help="Your own copy (CSV or JSON, gzip or not; Parquet), known by its sha256."),
+    ] = None,
     data: options.Data = options.DATA,
     cards: options.Cards = None,
     json: options.Json = False,
