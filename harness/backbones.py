@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 # Distributions whose versions can change a picture.
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 MODULES = ("harness.backbones", "harness.guard")
+
+# Schedulers that draw noise of their own, from no generator that a row could seed.
+_UNREPEATABLE = ("DPMSolverSDEScheduler",)
 
 # A checker would turn pictures black that are to be counted; a watermark would change them on some machines.
 _LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
@@ -63,11 +67,12 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
     """The backbone as its card says: weights, scheduler, dtype; no safety checker, no watermark.
 
     Raises:
-        UserError: the weights are not on this machine (nothing is downloaded here), or diffusers has no such class, or
-            the class does not take what the card says.
+        UserError: the weights are not on this machine (nothing is downloaded here), cannot be read or do not fill their
+            model, or diffusers has no such class, or the class does not take what the card says.
     """
     import diffusers
     import transformers
+    from safetensors import SafetensorError
 
     for library in (transformers, diffusers):
         library.utils.logging.disable_progress_bar()  # it would draw over ours
@@ -77,21 +82,27 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
     source = str(locate(card.source, card.root)) if packaged else card.source.removeprefix("hub:")
     taken = inspect.signature(cls.__init__).parameters
     try:
-        pipe = cls.from_pretrained(
-            source,
-            revision=None if packaged else card.revision,
-            variant=card.variant,
-            dtype=getattr(torch, card.dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            **{key: value for key, value in _LEFT_OUT.items() if key in taken},
-        )
-    except (OSError, ValueError) as error:
+        with _strict():
+            pipe = cls.from_pretrained(
+                source,
+                revision=None if packaged else card.revision,
+                variant=card.variant,
+                dtype=getattr(torch, card.dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                **{key: value for key, value in _LEFT_OUT.items() if key in taken},
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         how = "" if packaged else f"get them with `harness fetch weights {card.name}`, or "
         raise UserError(
-            f"backbone {card.name}: weights of {source} are not on this machine ({str(error).strip().splitlines()[0]})"
-            f"; {how}use --profile shapes, which needs none"
+            f"backbone {card.name}: weights of {source} are not on this machine or cannot be read "
+            f"({str(error).strip().splitlines()[0]}); {how}use --profile shapes, which needs none"
         ) from error
+    for part, absent in _unfilled(pipe):
+        raise UserError(
+            f"backbone {card.name}: the weights of {source} lack {len(absent)} tensors of its {part}, "
+            f"such as {absent[0]!r}: this is another model's file, or another version's names"
+        )
     if card.scheduler:
         pipe.scheduler = _class(card, card.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -167,6 +178,37 @@ def _draw(
     return [(255 * p).round().clip(0, 255).astype(np.uint8) for p in pictures]
 
 
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Have transformers say which tensors a file lacks: it fills them with random numbers and goes on.
+
+    Its own report is asked for, since it alone knows which names it has translated. diffusers passes no such wish on.
+    """
+    from transformers import PreTrainedModel
+
+    plain = vars(PreTrainedModel)["from_pretrained"]  # the classmethod, not yet bound to a class
+
+    def reporting(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        model, report = plain.__func__(cls, *args, **kwargs, output_loading_info=True)
+        model.absent = sorted(report["missing_keys"])
+        return model
+
+    setattr(PreTrainedModel, "from_pretrained", classmethod(reporting))  # noqa: B010 (a method, to mypy)
+    try:
+        yield
+    finally:
+        setattr(PreTrainedModel, "from_pretrained", plain)  # noqa: B010
+
+
+def _unfilled(pipe: DiffusionPipeline) -> Iterator[tuple[str, list[str]]]:
+    """Parts of the pipeline, and the names of their tensors, that no file had a value for."""
+    for part, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            absent = getattr(module, "absent", None) or [k for k, v in module.state_dict().items() if v.is_meta]
+            if absent:
+                yield part, absent
+
+
 def _class(card: BackboneCard, name: str) -> Any:
     """The class ``name`` of diffusers."""
     import diffusers
@@ -181,7 +223,12 @@ def _class(card: BackboneCard, name: str) -> Any:
 
 
 def _check(card: BackboneCard, cls: Any) -> None:
-    """Refuse what a call of the class would not take."""
+    """Refuse what a call of the class would not take, and what could not be repeated."""
+    if card.scheduler in _UNREPEATABLE:
+        raise UserError(
+            f"backbone {card.name}: {card.scheduler} draws noise that no seed decides, so that no picture could be "
+            "drawn twice; take another scheduler"
+        )
     taken = inspect.signature(cls.__call__).parameters
     for key, said in (("true_cfg_scale", "true_cfg"), ("max_sequence_length", "max_sequence_length")):
         if key in options(card) and key not in taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import tiny_backbones as tiny
 import torch
 from desk import Desk
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from harness import backbones, cards, defenses, plan, weights
 from harness.backbones import Canvas, Request
@@ -120,6 +123,53 @@ def test_weights_that_are_not_here_are_named(root: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"backbone tiny-sd3: weights of .*weights/none") as refused:
         backbones.load(absent)
     assert "fetch" not in str(refused.value)
+
+
+def _less(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without one of them."""
+    return dict(list(tensors.items())[1:])
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"model.{key}": value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [_less, _renamed])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("tiny-sdxl", "text_encoder"), ("tiny-sdxl", "text_encoder_2"), ("tiny-sdxl", "unet"), ("tiny-sdxl", "vae"),
+        ("tiny-sd3", "text_encoder_3"), ("tiny-flux", "transformer"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fill_their_model_are_refused(
+    root: Path, tmp_path: Path, name: str, part: str, change: Any
+) -> None:
+    """transformers would draw random numbers for them and go on."""
+    shutil.copytree(root / "weights" / name, tmp_path / "weights" / name)
+    (file,) = (tmp_path / "weights" / name / part).glob("*.safetensors")
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"backbone {name}: the weights of .* lack \d+ tensors of its {part}, such as"):
+        backbones.load(tiny.card(tmp_path, name))
+
+
+def test_loading_leaves_transformers_as_it_was(root: Path) -> None:
+    before = vars(PreTrainedModel)["from_pretrained"]
+    backbones.load(tiny.card(root, "tiny-sd3"))
+    assert vars(PreTrainedModel)["from_pretrained"] is before
+
+
+def test_a_file_that_is_cut_short_is_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "weights/tiny-sdxl", tmp_path / "weights/tiny-sdxl")
+    file = tmp_path / "weights/tiny-sdxl/text_encoder/model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(UserError, match="backbone tiny-sdxl: weights of .* cannot be read"):
+        backbones.load(tiny.card(tmp_path, "tiny-sdxl"))
+
+
+def test_a_scheduler_that_cannot_be_repeated_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="DPMSolverSDEScheduler draws noise that no seed decides"):
+        backbones.load(tiny.card(root, "tiny-sdxl", scheduler="DPMSolverSDEScheduler"))
 
 
 def test_an_unknown_class_is_named_with_the_nearest(root: Path) -> None:
