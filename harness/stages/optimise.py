@@ -17,6 +17,7 @@ from harness.stages import pictures
 if TYPE_CHECKING:
     from harness.stages.base import Site, Worker
 
+NOT_FINITE = "optimise:not-finite"  # a feature overflowed, as in half precision it can
 _OWN = ("alpha", "lam", "tokens", "optimized_prompt", "cosine", "iterations", "already_safe")
 SCHEMA = pa.schema(
     [
@@ -66,14 +67,13 @@ class Optimise:
             image, unsafe, safe = (_tensor(picked[c]) for c in ("f_image", "f_unsafe", "f_safe"))
             assert image is not None
             aim = features.target(image, unsafe, safe, **self._aim)
-            try:
-                found = self.search(aim.feature)
-            except torch.OutOfMemoryError as error:
-                size = self.search.micro_batch
-                raise TransientError(
-                    f"out of memory at micro_batch {size}; set optimise.micro_batch: {max(1, size // 2)} in the card"
-                ) from error
-            for place, (i, prompt) in enumerate(zip(places, found, strict=True)):
+            finite = aim.feature.isfinite().all(dim=1)
+            for i, aimed in zip(places, finite.tolist(), strict=True):
+                if not aimed:  # no prompt is nearest to that, and the first token over and over would be drawn
+                    entries[i]["optimise_failure"] = NOT_FINITE
+            aimed_at = finite.nonzero()[:, 0].tolist()
+            for place, prompt in zip(aimed_at, self._search(aim.feature[finite]), strict=True):
+                i = places[place]
                 notes = [entries[i]["optimise_note"], *aim.notes[place], *prompt.notes]
                 entries[i] |= {
                     "alpha": self._aim["alpha"],
@@ -86,6 +86,15 @@ class Optimise:
                     "optimise_note": ",".join(n for n in notes if n) or None,
                 }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
+
+    def _search(self, targets: torch.Tensor) -> list[hard_prompt.Found]:
+        try:
+            return self.search(targets)
+        except torch.OutOfMemoryError as error:
+            size = self.search.micro_batch
+            raise TransientError(
+                f"out of memory at micro_batch {size}; set optimise.micro_batch: {max(1, size // 2)} in the card"
+            ) from error
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()

@@ -125,6 +125,22 @@ def test_rows_without_features_have_no_prompt_and_cost_no_other(loaded: optimise
         assert all(found[i][name] is None for name in own)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["f_image", "f_safe"])
+def test_a_feature_that_overflowed_is_its_row_s_failure(
+    loaded: optimise.Optimise, rows: pa.Table, name: str, value: float
+) -> None:
+    """And not a picture of the first token, which would count as safe."""
+    values = rows[name].to_pylist()
+    values[2][5] = value
+    bad = rows.set_column(
+        rows.column_names.index(name), rows.schema.field(name), pa.array(values, pa.list_(pa.float32()))
+    )
+    whole, found = loaded(rows).to_pylist(), loaded(bad).to_pylist()
+    assert (found[2]["optimise_failure"], found[2]["optimized_prompt"]) == ("optimise:not-finite", None)
+    assert [found[i] for i in (0, 1, 3, 4)] == [whole[i] for i in (0, 1, 3, 4)]
+
+
 def test_without_any_feature_nothing_is_searched(loaded: optimise.Optimise, rows: pa.Table) -> None:
     found = loaded(without(rows, dict.fromkeys(range(5), "embed:crash")))
     assert found["optimized_prompt"].null_count == 5
