@@ -5,13 +5,14 @@ Not part of any result: seconds differ between machines and times. Loading of mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.cells import PASS_THROUGH, Cell
+from harness.cells import ASR_FLAGGED, PASS_THROUGH, Cell
 from harness.compare import BASE
 from harness.plan import Plan
+from harness.specs import StageSpec
 from harness.store import Store
 
 
@@ -25,7 +26,7 @@ class Cost:
     device: str  # "cpu", "cuda", or both with a plus
     rows: int  # of the shards whose time is known
     seconds: dict[str, float]  # by stage
-    flagged: int | None = None  # of a regeneration: pictures that the main policy flags, of ``total``
+    flagged: int | None = None  # of a regeneration, where there is a policy: pictures that the main one flags
     total: int | None = None
 
     @property
@@ -43,20 +44,15 @@ class Cost:
 
 
 def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
-    """The cost of every variant whose shards have one; scoring is left out."""
-    flagged = {(c.defense, c.variant, c.bench): c.n + c.errors + c.excluded for c in cells if _main(c, PASS_THROUGH)}
+    """The cost of every variant, over the shards of which every stage's is known; scoring is left out."""
+    flagged = _flagged(cells)
     found = []
     for chain in plan.chains:
         base = {s.fingerprint for s in chain.variants[0].steps}
         for variant in chain.variants:
             own = [s for s in variant.steps if variant.name == BASE or s.fingerprint not in base]
-            costs = [
-                (s.stage, cost)
-                for s in own
-                for shard in chain.shards
-                if (cost := store.cost(store.path(s.stage, s.fingerprint, shard.key))) is not None
-            ]
-            rows = sum(cost["rows"] for stage, cost in costs if stage == own[-1].stage)
+            known = [costs for shard in chain.shards if (costs := _costs(own, shard.key, store)) is not None]
+            rows = sum(costs[own[-1].stage]["rows"] for costs in known)
             if not rows:
                 continue
             place = chain.defense, variant.name, chain.bench
@@ -66,22 +62,27 @@ def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
                     defense=chain.defense,
                     variant=variant.name,
                     bench=chain.bench,
-                    device="+".join(sorted({cost["device"] for _, cost in costs})),
+                    device="+".join(sorted({cost["device"] for costs in known for cost in costs.values()})),
                     rows=rows,
-                    seconds=_by_stage(costs),
-                    flagged=flagged.get(place, 0) if regenerated else None,
+                    seconds={s.stage: round(sum(float(c[s.stage]["seconds"]) for c in known), 3) for s in own},
+                    flagged=flagged.get(place),
                     total=chain.num_rows if regenerated else None,
                 )
             )
     return found
 
 
-def _main(cell: Cell, metric: str) -> bool:
-    return cell.metric == metric and cell.main
+def _costs(stages: Sequence[StageSpec], shard: str, store: Store) -> dict[str, dict[str, Any]] | None:
+    """What a shard took at each stage; None unless it is known of all."""
+    found = {s.stage: store.cost(store.path(s.stage, s.fingerprint, shard)) for s in stages}
+    known = {stage: cost for stage, cost in found.items() if cost is not None}
+    return known if len(known) == len(found) else None
 
 
-def _by_stage(costs: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for stage, cost in costs:
-        found[stage] = round(found.get(stage, 0.0) + float(cost["seconds"]), 3)
-    return found
+def _flagged(cells: Sequence[Cell]) -> dict[tuple[str, str, str], int]:
+    """By defense, regenerator and benchmark, how many pictures the main policy flagged; nothing where there is none."""
+    flagged = {(c.defense, c.variant, c.bench): 0 for c in cells if c.main and c.metric == ASR_FLAGGED}
+    for c in cells:
+        if c.main and c.metric == PASS_THROUGH:
+            flagged[c.defense, c.variant, c.bench] = c.n + c.errors + c.excluded
+    return flagged

@@ -7,6 +7,7 @@ falls with the number of pictures: n is part of the cell, and figures of differe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from harness.cells import FID, Cell
 from harness.chain import Chain, Variant
 from harness.compare import BASE
+from harness.conservation import present
 from harness.measure import Origins
 from harness.metrics import fid
 from harness.plan import BASELINE, Plan
@@ -42,7 +44,7 @@ def measure(plan: Plan, store: Store, known: Origins) -> list[Cell]:
             if plain is None or not _spec(variant) or (chain.defense, variant.name) == (BASELINE, BASE):
                 continue
             if chain.bench not in moments:
-                moments[chain.bench] = _moments(_features(plain, plain.variants[0], store)[0])
+                moments[chain.bench] = _moments(_features(plain, plain.variants[0], store).features)
             cells.append(_cell(plan, chain, variant, store, moments[chain.bench], known))
     return cells
 
@@ -50,7 +52,7 @@ def measure(plan: Plan, store: Store, known: Origins) -> list[Cell]:
 def _cell(
     plan: Plan, chain: Chain, variant: Variant, store: Store, reference: fid.Gaussian | None, known: Origins
 ) -> Cell:
-    features, errors = _features(chain, variant, store)
+    features, errors, excluded = _features(chain, variant, store)
     own = _moments(features)
     origin = known[chain.defense, variant.name, chain.bench]
     rows = origin.rows.num_rows
@@ -70,7 +72,7 @@ def _cell(
         n=len(features),
         value=fid.frechet(own, reference) if own is not None and reference is not None else None,
         errors=errors,
-        excluded=rows - len(features) - errors,
+        excluded=excluded,
         low=None,
         high=None,
         interval="none",
@@ -87,19 +89,24 @@ def _spec(variant: Variant) -> tuple[str, str] | None:
     return (stage, found[stage]) if stage in found else None
 
 
-def _features(chain: Chain, variant: Variant, store: Store) -> tuple[NDArray[np.float32], int]:
-    """Features (n, 2048) of the pictures that have some, and how many rows failed."""
+class _Set(NamedTuple):
+    """Features of the pictures that have some, (n, 2048), and how many rows have none."""
+
+    features: NDArray[np.float32]
+    errors: int
+    excluded: int
+
+
+def _features(chain: Chain, variant: Variant, store: Store) -> _Set:
     spec = _spec(variant)
     assert spec is not None
-    tables = [read(store.path(*spec, shard.key), [COLUMN, f"{SCORER}_error"]) for shard in chain.shards]
-    images = [
-        read(store.path(variant.images.stage, variant.images.fingerprint, s.key), ["error"]) for s in chain.shards
-    ]
-    failed = sum(len(t) - t["error"].null_count for t in images)
-    failed += sum(len(t) - t[f"{SCORER}_error"].null_count for t in tables)
-    values = pa.concat_tables(tables)[COLUMN].drop_null().combine_chunks()
-    width = values.type.list_size
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width), failed
+    images = variant.images.stage, variant.images.fingerprint
+    scores = pa.concat_tables([read(store.path(*spec, s.key), [COLUMN]) for s in chain.shards])
+    fates = pa.concat_tables([read(store.path(*images, s.key), ["excluded"]) for s in chain.shards])
+    there, excluded = present(scores[COLUMN]), present(fates["excluded"])
+    values = scores[COLUMN].drop_null().combine_chunks()
+    features = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
+    return _Set(features, int((~there & ~excluded).sum()), int(excluded.sum()))
 
 
 def _moments(features: NDArray[np.float32]) -> fid.Gaussian | None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from desk import Desk
 
+from harness import sets
+from harness.chain import Variant
 from harness.scorers._inception_net import network
+from harness.sets import COLUMN, SCORER
+from harness.specs import StageSpec
+from harness.store import Store, publish
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,26 @@ def test_fid_stands_beside_the_rates_and_features_stay_in_the_store(desk: Desk, 
     assert cell["value"] == pytest.approx(_fid(sets["sd-np"], sets["none"]), rel=1e-3)
     assert "inception_features" not in pq.read_schema(done.json["paths"]["scores"]).names
     assert "fid" in (Path(done.json["paths"]["report"])).read_text()
+
+
+def test_every_row_has_features_or_failed_or_was_excluded_and_none_is_two_of_these(tmp_path: Path) -> None:
+    """Both stages may say of one row why it has no features: it is one row all the same."""
+    store = Store.open(tmp_path / "store")
+    images, scores = (
+        StageSpec(stage=s, kind=s, worker={}, key={}, fingerprint="f") for s in ("draw", f"score-{SCORER}")
+    )
+    chain = SimpleNamespace(shards=(SimpleNamespace(key="one"),))
+    fates = {"excluded": [None, None, "age-term", "age-term", None], "error": [None, "crash", None, None, None]}
+    found = {COLUMN: [[1.0, 2.0], None, None, None, None], f"{SCORER}_error": [None, "crash", None, "crash", "hang"]}
+    types = {COLUMN: pa.list_(pa.float32(), 2)}
+    for stage, columns in ((images, fates), (scores, found)):
+        table = pa.table({name: pa.array(v, types.get(name, pa.string())) for name, v in columns.items()})
+        path = store.path(stage.stage, stage.fingerprint, "one")
+        path.parent.mkdir(parents=True)
+        publish(path, table)
+    variant = Variant(name="resafe", steps=(images,), scores=(scores,))
+    features, errors, excluded = sets._features(chain, variant, store)  # type: ignore[arg-type]
+    assert (features.tolist(), errors, excluded) == ([[1.0, 2.0]], 2, 2)
 
 
 def _features(store: Path) -> dict[str, Any]:
