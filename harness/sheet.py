@@ -286,9 +286,9 @@ def guidance(cell: str) -> float | None:
     if not cell.strip():
         return None
     try:
-        value = float(cell)
+        value = float(cell if cell.isascii() and "_" not in cell else "")  # float itself reads 1_0 as 10
     except ValueError:
-        raise ValueError(f"guidance {_brief(cell)} is no number") from None
+        raise ValueError(f"guidance {cell!r} is no number") from None
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"guidance {_brief(cell)} is no finite number of at least 0")
     return value
