@@ -17,6 +17,8 @@ from harness.cards import BackboneCard
 from harness.errors import UserError, nearest
 
 _SAMPLING = ("steps", "guidance", "scheduler", "width", "height", "micro_batch", "dtype")
+_FLUX = "true_cfg"  # read by FluxPipeline alone
+_T5 = "max_sequence_length"  # read by pipelines with a T5 text encoder, whose cards say it
 
 
 def parse(spec: str, option: str) -> tuple[str, dict[str, str]]:
@@ -74,16 +76,23 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     card = cards.load("backbone", name, roots)
     if not asked:
         return card
-    known(spec, "--backbone", asked, _SAMPLING, card.path)
+    keys = _changeable(card)
+    known(spec, "--backbone", asked, keys, card.path)
     plain = card.model_dump() | {"path": card.path, "root": card.root}
     try:
         changed = BackboneCard.model_validate(plain | asked)
     except ValidationError as error:
         raise refused(spec, "--backbone", error) from None
-    differ = [k for k in _SAMPLING if getattr(changed, k) != getattr(card, k)]
+    differ = [k for k in keys if getattr(changed, k) != getattr(card, k)]
     if "scheduler" in differ:
         _scheduler(spec, str(changed.scheduler))
     return changed.model_copy(update={"name": name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
+
+
+def _changeable(card: BackboneCard) -> tuple[str, ...]:
+    """The keys of the card that a name may change: those that its pipeline reads."""
+    flux = (_FLUX,) if card.pipeline == "FluxPipeline" else ()
+    return (*_SAMPLING, *flux, *((_T5,) if card.max_sequence_length is not None else ()))
 
 
 def _scheduler(spec: str, name: str) -> None:

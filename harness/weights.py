@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from harness.judges.card import JudgeCard
 
 _WHOLE = ("model_index.json", "config.json")  # one of them is in any folder of a whole model
-# What transformers reads of a model that is one file: the literal names must be there, the patterns may.
-_ONE_FILE = ("config.json", "preprocessor_config.json", "model.safetensors", "*.json", "*.txt")
+# What transformers reads of a model that is one file; the second where a repository has no safetensors, as that of
+# CLIP ViT-B/16: transformers reads it as tensors only (weights_only), never unpickling anything else.
+_ONE_FILE = ("config.json", "preprocessor_config.json", "model.safetensors|pytorch_model.bin", "*.json", "*.txt")
 
 
 class Weights(Protocol):
@@ -45,7 +46,11 @@ class Weights(Protocol):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Of a hub repository, those that are needed; a name with ``*`` is a pattern that may match nothing."""
+        """Of a hub repository, those that are needed.
+
+        A name with ``*`` is a pattern that may match nothing; of names with ``|`` between them one is needed, the
+        first that there is.
+        """
 
     @property
     def gated(self) -> bool:
@@ -217,16 +222,20 @@ def missing(wanted: Weights) -> list[str]:
     what = _what(wanted)
     if wanted.source.startswith("package:"):
         folder = locate(wanted.source, wanted.root)
-        named = [name for name in wanted.files if "*" not in name]
+        named = _literal(wanted)
         there = folder.is_dir() and (bool(named) or any((folder / name).is_file() for name in _WHOLE))
-        absent = [name for name in named if not (folder / name).is_file()]
+        absent = _absent(named, lambda name: (folder / name).is_file())
         return [] if there and not absent else [f"{what}: {show(folder)} is missing from the package; install it again"]
-    literal = [name for name in wanted.files if "*" not in name]
-    absent = _absent(wanted, literal)
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    def is_here(name: str) -> bool:
+        found = try_to_load_from_cache(wanted.source, name, constants.HF_HUB_CACHE, wanted.revision)
+        return isinstance(found, str)
+
+    literal = _literal(wanted)
+    absent = _absent(literal, is_here)
     if not absent:
         return []
-    from huggingface_hub import constants
-
     page = f"https://huggingface.co/{wanted.source}"
     gate = f"; gated: accept the terms at {page} and set HF_TOKEN" if wanted.gated else ""
     return [
@@ -265,20 +274,28 @@ def fetch(wanted: Weights, token: str | None = None) -> Path:
         return locate(wanted.source, wanted.root)
     from huggingface_hub import snapshot_download
 
-    patterns = list(wanted.files) or None
-    try:
-        folder = snapshot_download(
-            wanted.source, revision=wanted.revision, allow_patterns=patterns, token=token_of(token)
-        )
-    except Exception as error:  # the hub's transport errors share no base across its releases
-        raise UserError(f"weights of {_what(wanted)}: {wanted.source}: {reason(error)}") from error
-    absent = [name for name in wanted.files if "*" not in name and not (Path(folder) / name).is_file()]
+    def download(names: list[str]) -> Path:
+        try:
+            return Path(
+                snapshot_download(
+                    wanted.source, revision=wanted.revision, allow_patterns=names or None, token=token_of(token)
+                )
+            )
+        except Exception as error:  # the hub's transport errors share no base across its releases
+            raise UserError(f"weights of {_what(wanted)}: {wanted.source}: {reason(error)}") from error
+
+    folder = download([name.partition("|")[0] for name in wanted.files])
+    for name in _literal(wanted):
+        for other in name.split("|")[1:]:  # one after the other: what is not needed is not downloaded
+            if _absent([name], lambda one: (folder / one).is_file()):
+                download([other])
+    absent = _absent(_literal(wanted), lambda name: (folder / name).is_file())
     if absent:
         raise UserError(
             f"weights of {_what(wanted)}: {wanted.source}@{wanted.revision or 'main'} does not hold "
-            f"{', '.join(absent)}, which its card names"
+            f"{', '.join(absent).replace('|', ' or ')}, which its card names"
         )
-    return Path(folder)
+    return folder
 
 
 def token_of(given: str | None) -> str | None:
@@ -309,15 +326,14 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _absent(wanted: Weights, names: Iterable[str]) -> list[str]:
-    """Files that are not in the Hugging Face cache."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _literal(wanted: Weights) -> list[str]:
+    """The files that must be there, each perhaps one of several."""
+    return [name for name in wanted.files if "*" not in name]
 
-    def is_here(name: str) -> bool:
-        found = try_to_load_from_cache(wanted.source, name, constants.HF_HUB_CACHE, wanted.revision)
-        return isinstance(found, str)
 
-    return [name for name in names if not is_here(name)]
+def _absent(names: Iterable[str], is_here: Callable[[str], bool]) -> list[str]:
+    """Of ``names`` those that are not here under any of their names."""
+    return [name for name in names if not any(map(is_here, name.split("|")))]
 
 
 def _what(wanted: Weights) -> str:

@@ -146,8 +146,17 @@ def test_a_scorer_whose_files_are_here_lacks_nothing(cache: Path, tmp_path: Path
     prompts = tmp_path / "prompts.p"
     prompts.write_bytes(b"x")
     (clip,) = weights.of_scorer("q16", {})
-    put(cache, clip, "config.json", "preprocessor_config.json", "model.safetensors")
+    put(cache, clip, "config.json", "preprocessor_config.json")
+    assert "1 of 3 files" in weights.missing_scorer("q16", {"prompts": str(prompts)})[0]
+    put(cache, clip, "model.safetensors")
     assert weights.missing_scorer("q16@same/base", {"prompts": str(prompts)}) == []
+
+
+def test_a_scorers_weights_may_be_a_file_of_tensors_that_is_no_safetensors(cache: Path) -> None:
+    """The pinned revision of CLIP ViT-B/16 has pytorch_model.bin only."""
+    (clip,) = weights.of_scorer("word_removed", {})
+    put(cache, clip, "config.json", "preprocessor_config.json", "pytorch_model.bin")
+    assert weights.missing_scorer("word_removed", {}) == []
 
 
 FETCH = """
@@ -191,6 +200,13 @@ def test_weights_come_through_the_hub_those_that_are_named_and_no_others(tmp_pat
 def test_a_file_that_the_repository_does_not_hold_is_named(tmp_path: Path) -> None:
     message = through_hub(tmp_path, "a.json", "model.safetensors")
     assert "does not hold model.safetensors, which its card names" in message
+
+
+def test_of_two_names_of_one_file_the_first_that_the_repository_holds_is_taken(tmp_path: Path) -> None:
+    assert through_hub(tmp_path / "a", "a.json", "model.safetensors|c.txt").strip() == "['a.json', 'c.txt']"
+    assert through_hub(tmp_path / "b", "a.json|c.txt").strip() == "['a.json']"
+    message = through_hub(tmp_path / "c", "a.json", "model.safetensors|model.bin")
+    assert "does not hold model.safetensors or model.bin, which its card names" in message
 
 
 def test_no_access_to_weights_is_told_in_a_few_words(tmp_path: Path) -> None:
