@@ -48,8 +48,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     """A YAML mapping with the line of each key.
 
     Raises:
-        UserError: file unreadable, not UTF-8, not YAML, not a mapping, a key twice.
+        UserError: file unreadable, not UTF-8, not YAML, not a mapping, a key twice, nested without end.
     """
+    try:
+        return _read_yaml(path)
+    except RecursionError:
+        raise UserError(f"{show(path)}: is nested too deeply, or a part of it is an alias of the whole") from None
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
@@ -96,9 +103,12 @@ def _plain(node: yaml.Node, at: Place, lines: dict[Place, int], path: Path) -> A
     if isinstance(node, yaml.SequenceNode):
         return [_plain(value, (*at, i), lines, path) for i, value in enumerate(node.value)]
     try:
-        return yaml.constructor.SafeConstructor().construct_object(node)
+        value = yaml.constructor.SafeConstructor().construct_object(node)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"{show(path)}:{node.start_mark.line + 1}: cannot read the value {node.value!r}") from None
+        value = b""
+    if not isinstance(value, str | int | float | None):  # such as the bytes of !!binary
+        raise UserError(f"{show(path)}:{node.start_mark.line + 1}: cannot read the value {str(node.value)[:40]!r}")
+    return value
 
 
 def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: Mapping[Place, int]) -> str:

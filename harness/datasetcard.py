@@ -79,9 +79,9 @@ class Edition(Model):
 class DatasetCard(Card):
     """A benchmark: what it asks for, and its file in each edition."""
 
-    concept: str
+    concept: Annotated[str, Field(min_length=1)]
     paper: str
-    editions: dict[Literal["paper", "shapes"], Edition]
+    editions: Annotated[dict[Literal["paper", "shapes"], Edition], Field(min_length=1)]
 
     def edition(self, name: str) -> Edition:
         """The file that profiles of edition ``name`` read.

@@ -221,7 +221,7 @@ def _decode(data: bytes, path: Path) -> str:
 
 
 def _split(text: str, path: Path) -> tuple[list[str], list[Record]]:
-    """Header and records; a blank line is no record."""
+    """Header and records; a blank line is no record, nor is one of spaces where there are several columns."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     records: list[Record] = []
@@ -230,7 +230,7 @@ def _split(text: str, path: Path) -> tuple[list[str], list[Record]]:
         for cells in reader:
             if cells and not header:
                 header = cells
-            elif cells:
+            elif len(cells) > 1 or (cells and (len(header) == 1 or cells[0].strip())):
                 _check_width(cells, header, line, path)
                 records.append(Record(line, cells))
             line = reader.line_num + 1

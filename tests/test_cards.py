@@ -212,6 +212,10 @@ def test_a_key_given_twice_inside_is_refused(tmp_path: Path) -> None:
         ("", ":1: a card is a mapping"),
         ("- a\n- b\n", ":1: a card is a mapping"),
         ("summary: !!python/name:os.system x\n", ":1: cannot read the value"),
+        ("summary: !!binary aGVsbG8=\n", ":1: cannot read the value 'aGVsbG8='"),
+        (f"version: {'9' * 5000}\n", ":1: cannot read the value '9999"),
+        ("summary: &all [*all]\n", "nested too deeply, or a part of it is an alias of the whole"),
+        (f"summary: {'[' * 3000}{']' * 3000}\n", "nested too deeply"),
         (POLICY + "name: other\n", ":10: unknown key 'name'"),
     ],
 )
@@ -352,6 +356,19 @@ def test_an_unpinned_hub_backbone_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "backbone", "loose", text)
     with pytest.raises(UserError, match="a hub source needs its revision"):
         cards.load("backbone", "loose", [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "part"),
+    [("concept: picasso", "concept: ''", ":2: concept: "), ("editions:", "editions: {}\nmore:", ":4: editions: ")],
+)
+def test_a_benchmark_without_a_concept_or_an_edition_is_refused(
+    tmp_path: Path, given: str, changed: str, part: str
+) -> None:
+    text = (REPO / "datasets/picasso.yaml").read_text().replace(given, changed, 1)
+    write(tmp_path, "dataset", "loose", text)
+    with pytest.raises(UserError, match=f"loose\\.yaml{part}.*at least 1"):
+        cards.load("dataset", "loose", [tmp_path])
 
 
 @pytest.mark.parametrize("source", ["http://x/y.csv", "hub:owner/repo/file.csv", "file.csv", "user:me"])

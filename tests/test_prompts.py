@@ -108,6 +108,22 @@ def test_a_quoted_line_break_belongs_to_its_prompt(tmp_path: Path) -> None:
     assert [r["prompt"] for r in rows] == ["two\nlines", "one"]
 
 
+@pytest.mark.parametrize("end", ["\n\n\n", "\r\n\r\n", "  \n", "\t\n \n", ""])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path, end: str) -> None:
+    rows = read(tmp_path, bench(tmp_path, f"prompt,evaluation_seed\na,1\nb,2\n{end}", rows=2, **SEEDED))
+    assert [(r["prompt"], r["seed"]) for r in rows] == [("a", 1), ("b", 2)]
+
+
+def test_a_quoted_empty_prompt_or_one_of_spaces_is_a_row_of_its_only_column(tmp_path: Path) -> None:
+    rows = read(tmp_path, bench(tmp_path, 'prompt\na\n""\n  \n\n', rows=3))
+    assert [r["prompt"] for r in rows] == ["a", "", "  "]
+
+
+def test_old_macintosh_line_ends_change_nothing(tmp_path: Path) -> None:
+    rows = read(tmp_path, bench(tmp_path, b"prompt,evaluation_seed\ra,1\rb,2\r", rows=2, **SEEDED))
+    assert [(r["prompt"], r["seed"]) for r in rows] == [("a", 1), ("b", 2)]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     rows = read(tmp_path, bench(tmp_path, b"\xef\xbb\xbfprompt,evaluation_seed\r\na,1\r\nb,2\r\n", **SEEDED))
     assert [(r["prompt"], r["seed"]) for r in rows] == [("a", 1), ("b", 2)]
