@@ -29,6 +29,10 @@ _DRAW_MODULES = (
     "harness.scorers.degenerate",
     "harness.shapes.world",  # whose plain backgrounds are not degenerate
 )
+_GIVEN_MODULES = (
+    "harness.stages.given", "harness.stages.pictures", "harness.images", "harness.scorers.degenerate",
+    "harness.shapes.world",
+)  # fmt: skip
 _DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 _CAPTION_MODULES = (
     "harness.stages.caption", "harness.stages.pictures", "harness.vlm", "harness.resafe.turns",
@@ -36,7 +40,7 @@ _CAPTION_MODULES = (
 )  # fmt: skip
 _EMBED_MODULES = ("harness.stages.embed", "harness.stages.pictures", "harness.clip")
 _OPTIMISE_MODULES = (
-    "harness.stages.optimise", "harness.clip", "harness.guard", "harness.resafe.features",
+    "harness.stages.optimise", "harness.clip", "harness.guard", "harness.resafe.bans", "harness.resafe.features",
     "harness.resafe.hard_prompt", "harness.resafe.text_tower",
 )  # fmt: skip
 _EDIT_MODULES = (
@@ -90,7 +94,11 @@ class Specs:
 
     def given(self) -> StageSpec:
         """Take pictures that were not drawn here, from their files."""
-        key = {"schema": VERSION, "code": fingerprint.code(["harness.stages.given", "harness.stages.pictures"])}
+        key = {
+            "schema": VERSION,
+            "libraries": fingerprint.versions(("pillow", "numpy")),
+            "code": fingerprint.code(_GIVEN_MODULES),
+        }
         return _spec("given", {}, key)
 
     def caption(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
@@ -265,7 +273,10 @@ class Specs:
         defenses.require(defense, backbone)
         params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
         modules = defenses.modules(defense.mechanism)
-        method = {"mechanism": defense.mechanism, "params": params, "files": self._files(params)}
+        files = self._files(params)
+        # Where a file lies is the worker's business; what it holds is the result's.
+        known = {name: value for name, value in params.items() if name not in files}
+        method = {"mechanism": defense.mechanism, "params": known, "files": files}
         common = {
             "backbone": backbone.model_dump(
                 mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
@@ -287,18 +298,20 @@ class Specs:
         }
         worker = {
             "backbone": backbone.model_dump(mode="json") | {"path": str(backbone.path), "root": str(backbone.root)},
-            "method": method,
+            "method": {"mechanism": defense.mechanism, "params": params},
             "artefact": artefact,
         }
         return worker, key
 
     def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """sha256 of every local file that a defense's parameters name."""
-        paths = defenses.files(params)
-        absent = [str(p) for p in paths if not p.is_file()]
-        if absent:
-            raise UserError(f"no file {absent[0]} (named in the parameters of a defense)")
-        return {str(p): self.hashes.of(p) for p in paths}
+        """sha256 of every local file that a defense's parameters name, by the parameter."""
+        found = {}
+        for name, value in params.items():
+            for path in defenses.files({name: value}):
+                if not path.is_file():
+                    raise UserError(f"no file {path} (named in the parameters of a defense)")
+                found[name] = self.hashes.of(path)
+        return found
 
     def _clip_key(self, clip: Weights) -> dict[str, Any]:
         return {

@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional
 
-from harness import guard
 from harness.clip import full_batches
 from harness.resafe.text_tower import TextTower
 
@@ -101,24 +99,12 @@ class Found:
     notes: tuple[str, ...]
 
 
-def optimise(
-    clip: Clip,
-    targets: Tensor,
-    settings: Settings,
-    banned: Sequence[int],
-    micro_batch: int,
-    report: Callable[[int, int], None] | None = None,
-) -> list[Found]:
-    """Prompts for ``targets`` (n, d); see ``Optimiser``, which is worth keeping where this is called repeatedly."""
-    return Optimiser(clip, settings, banned, micro_batch)(targets, report)
-
-
 class Optimiser:
-    """Optimises prompts for any number of targets, ``micro_batch`` of them at once.
+    """Optimises prompts for any number of targets, ``micro_batch`` of them at once; worth keeping between calls.
 
     Args:
         clip: gives the text tower, the tokenizer and the final score.
-        banned: token ids that are never chosen, see ``banned_ids``.
+        banned: token ids that are never chosen, see ``harness.resafe.bans``.
         micro_batch: rows that advance together; partial ones are filled, so that a row's prompt does not depend on
             how many there are.
 
@@ -347,38 +333,3 @@ def _tensor_float(on: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def banned_ids(tokenizer: Any, *, extra_words: Sequence[str] = ()) -> list[int]:
-    """Tokens that no prompt may hold: special ones, those that say an age term, and those of ``extra_words``.
-
-    A token is an age term when the guard refuses its text in a run of a sexual concept; pieces of words count too
-    (``teen`` of ``teenage``). Age terms that several tokens make together are the guard's business, before drawing.
-
-    Args:
-        tokenizer: of CLIP.
-        extra_words: words, or phrases whose words all count, whose tokens are banned too, plurals included.
-
-    Returns:
-        Ids in rising order.
-    """
-    vocabulary = tuple(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    special = frozenset(tokenizer.all_special_ids)
-    refused = _age_tokens(vocabulary)
-    words = {form for phrase in extra_words for word in phrase.split() for form in _forms(guard.normalise(word))}
-    named = {i for token, i in vocabulary if words and _letters(token) in words}
-    return sorted(special | refused | named)
-
-
-@lru_cache(maxsize=4)
-def _age_tokens(vocabulary: tuple[tuple[str, int], ...]) -> frozenset[int]:
-    return frozenset(i for token, i in vocabulary if guard.verdict(token.removesuffix("</w>"), "nudity"))
-
-
-def _forms(word: str) -> tuple[str, ...]:
-    """A word and its regular plurals."""
-    return (word, f"{word}s", f"{word}es", *((f"{word[:-1]}ies",) if word.endswith("y") else ()))
-
-
-def _letters(token: str) -> str:
-    return guard.normalise(token.removesuffix("</w>"))

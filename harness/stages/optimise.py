@@ -10,7 +10,7 @@ import torch
 
 from harness import clip
 from harness.errors import TransientError
-from harness.resafe import features, hard_prompt
+from harness.resafe import bans, features, hard_prompt
 from harness.schema import KEY, LINEAGE
 from harness.stages import pictures
 
@@ -49,7 +49,7 @@ class Optimise:
         self.held = dict(worker["clip"])
         chosen = dict(worker["settings"])
         self._aim = {name: chosen.pop(name) for name in ("alpha", "lam", "reading", "keep_safe")}
-        banned = hard_prompt.banned_ids(model.tokenizer, extra_words=tuple(worker["banned"]))
+        banned = bans.banned_ids(model.tokenizer, extra_words=tuple(worker["banned"]))
         self.search = hard_prompt.Optimiser(
             model, banned=banned, micro_batch=chosen.pop("micro_batch"), settings=hard_prompt.Settings(**chosen)
         )

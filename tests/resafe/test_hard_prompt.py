@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from padded import PaddedTower, prompts
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from harness import clip as clips
-from harness import guard
 from harness.resafe import hard_prompt
-from harness.resafe.hard_prompt import Nearest, Optimiser, Settings, banned_ids, optimise
+from harness.resafe.hard_prompt import Found, Nearest, Optimiser, Settings
 from harness.shapes import measure
 
 SHORT = Settings(tokens=8, iterations=60)
@@ -29,6 +29,17 @@ CAPTIONS = (
     "a red square below a red ring",
     "an orange cross",
 )
+
+
+def optimise(
+    clip: clips.Clip,
+    targets: torch.Tensor,
+    settings: Settings,
+    banned: Sequence[int],
+    micro_batch: int,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Found]:
+    return Optimiser(clip, settings, banned, micro_batch)(targets, report)
 
 
 @pytest.fixture(scope="module")
@@ -258,29 +269,6 @@ def test_a_compiled_tower_chooses_the_same_prompts(clip: clips.Clip, targets: to
     for one, other in zip(plain, compiled, strict=True):
         assert one.ids == other.ids
         assert one.seen_cosine == pytest.approx(other.seen_cosine, abs=1e-9)
-
-
-def test_age_terms_and_special_tokens_are_banned(clip: clips.Clip) -> None:
-    words = [
-        "teen</w>",
-        "teen",
-        "girl</w>",
-        "star</w>",
-        "stars</w>",
-        "berries</w>",
-        "berry</w>",
-        "16yo</w>",
-        "adult</w>",
-    ]
-    vocabulary = {token: i for i, token in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
-    banned = {tokenizer.convert_ids_to_tokens(i) for i in banned_ids(tokenizer)}
-    assert banned == {"teen</w>", "teen", "girl</w>", "16yo</w>", "<|startoftext|>", "<|endoftext|>"}
-    more = {tokenizer.convert_ids_to_tokens(i) for i in banned_ids(tokenizer, extra_words=["Star", "any berry"])}
-    assert more - banned == {"star</w>", "stars</w>", "berry</w>", "berries</w>"}
-    for word in guard.age_words():
-        assert guard.verdict(word, "nudity")  # so that a token that is one is refused
-    assert banned_ids(clip.tokenizer) == SPECIAL
 
 
 @pytest.mark.parametrize(
