@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli import options, running
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
 
 Concept = Annotated[
     str | None, typer.Option("--concept", help="With --images: what is looked for in them, and removed: nudity, ...")
@@ -49,15 +53,22 @@ def score(
 
     from harness import scorers
     from harness.cli.report import read_record
-    from harness.errors import UserError
+    from harness.errors import UserError, nearest
     from harness.evaluate import request_of
     from harness.plan import Request
 
-    wanted = options.split(scorer or "")
-    for name in wanted:
-        scorers.columns(name.partition("@")[0])  # an unknown one is refused before anything is written
     if (run is None) == (images is None):
         raise UserError("name a run's folder, or pictures with --images: one of the two")
+    wanted = options.split(scorer or "")
+    for name in wanted:  # an unknown one is refused before anything is written
+        stem, at, reference = name.partition("@")
+        scorers.columns(stem)
+        if at and reference not in scorers.REFERENCES:
+            known = ", ".join(scorers.REFERENCES)
+            near = nearest(reference, scorers.REFERENCES)
+            raise UserError(f"--scorer {name}: no reference {reference!r}{near} (there are: {known})")
+        if at and images is not None:
+            raise UserError(f"--scorer {name}: pictures that were not drawn here have no {reference} to compare with")
     if images is not None:
         request = Request(
             defenses=(), benches=(), profile=profile, concept=concept, regens=("none",), images=str(images.resolve())
@@ -68,7 +79,16 @@ def score(
             raise UserError("--scorer: name what is to be added to the run; see `harness list scorers`")
         request, out = request_of(read_record(run)), run.resolve().parent
     request = dataclasses.replace(request, extra_scorers=tuple(dict.fromkeys((*request.extra_scorers, *wanted))))
-    running.run(request, options.places(store, out, data, cards), (0, None, None, executor), max_errors, json)
+    done = running.run(request, options.places(store, out, data, cards), (0, None, None, executor), max_errors, json)
+    for name in _unscored(done.plan, wanted):
+        print(f"harness: --scorer {name}: no picture of the run has that reference, so none is scored", file=sys.stderr)
+
+
+def _unscored(plan: Plan, wanted: Sequence[str]) -> list[str]:
+    """Pair scorers of ``wanted`` that the run has nothing for, such as ``same/base`` where nothing is regenerated."""
+    stages = [spec.worker for chain in plan.chains for variant in chain.variants for spec in variant.scores]
+    there = {f"{worker['scorer']}@{worker['reference']}" for worker in stages if worker["reference"]}
+    return [name for name in wanted if "@" in name and name not in there]
 
 
 def regen(

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from harness.cardfile import show
 from harness.errors import RowError, UserError, nearest
 
+REFERENCES = ("same/base", "none/base")  # of a pair scorer: before regeneration; undefended
 Image = NDArray[np.uint8]  # (height, width, 3), RGB
 Given = TypeVar("Given")
 Prepared = TypeVar("Prepared")
