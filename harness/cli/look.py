@@ -112,11 +112,19 @@ def diff(
 
 
 def _stages(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        f"{c['bench']}/{c['defense']}/{s['stage']}": {**s["key"], "shards": c["shards"]}
-        for c in record["chains"]
-        for s in c["stages"]
-    }
+    """Each stage's key by ``bench/defense/stage``, of what a regenerator adds by ``bench/defense/variant/stage``."""
+    from harness.compare import BASE
+
+    found = {}
+    for chain in record["chains"]:
+        keys = {f"{s['stage']}:{s['fingerprint']}": {**s["key"], "shards": chain["shards"]} for s in chain["stages"]}
+        # A record of an earlier release has no variants.
+        variants = {v["variant"]: v["stages"] for v in chain.get("variants", [{"variant": BASE, "stages": list(keys)}])}
+        for variant, stages in variants.items():
+            own = stages if variant == BASE else [s for s in stages if s not in variants[BASE]]
+            place = f"{chain['bench']}/{chain['defense']}" + ("" if variant == BASE else f"/{variant}")
+            found |= {f"{place}/{stage.partition(':')[0]}": keys[stage] for stage in own}
+    return found
 
 
 def doctor(

@@ -86,6 +86,24 @@ def test_diff_names_the_key_that_differs(tmp_path: Path) -> None:
     assert _json("diff", str(tmp_path / "a"), str(tmp_path / "a"))["differences"] == []
 
 
+def test_diff_compares_every_regenerator_s_stages(tmp_path: Path) -> None:
+    """Stages of one name, once for each regenerator; the last ones of both runs are alike."""
+    for run, iterations in (("a", 300), ("b", 200)):
+        drawn = {"stage": "generate", "fingerprint": "g", "key": {"seed": 1}}
+        pez = {"stage": "optimise", "fingerprint": f"p{iterations}", "key": {"iterations": iterations}}
+        resafe = {"stage": "optimise", "fingerprint": "r", "key": {"iterations": 300}}
+        variants = [
+            {"variant": "base", "stages": ["generate:g"]},
+            {"variant": "pez", "stages": ["generate:g", f"optimise:p{iterations}"]},
+            {"variant": "resafe", "stages": ["generate:g", "optimise:r"]},
+        ]
+        chain = {"bench": "ten", "defense": "uce", "shards": ["x"], "variants": variants}
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.json").write_text(json.dumps({"chains": [{**chain, "stages": [drawn, pez, resafe]}]}))
+    found = _json("diff", str(tmp_path / "a"), str(tmp_path / "b"))["differences"]
+    assert found == [{"stage": "ten/uce/pez/optimise", "key": "iterations", "left": 300, "right": 200}]
+
+
 def test_diff_of_a_run_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "run.json").write_text("{}")
