@@ -159,7 +159,8 @@ def _refuse_other(card: DatasetCard, edition: Edition, found: Sheet) -> None:
     """Refuses the file of another benchmark, by that one's name.
 
     It is told by its sha256; where the card has none and the rows are as many, as with Ring-A-Bell's three gated files
-    of the same rows and columns, by the name that it was published under. What the card itself knows passes.
+    of the same rows and columns, by the name that it was published under. What the card itself knows passes, and what
+    a card without sha256 may read in its own way: a file of as many rows for the same concept.
 
     Raises:
         UserError: it is another benchmark's.
@@ -176,7 +177,7 @@ def _refuse_other(card: DatasetCard, edition: Edition, found: Sheet) -> None:
             raise UserError(
                 f"{show(found.path)}: is called as the file of {other.name}, not of {card.name}: {own}, or rename it"
             )
-        if not unknown and theirs.sha256 == found.sha256:
+        if theirs.sha256 == found.sha256 and not (unknown and other.concept == card.concept):
             raise UserError(f"{show(found.path)}: is not {card.name} but {other.name}: {own}")
 
 

@@ -150,9 +150,26 @@ def test_ring_a_bells_gated_files_are_told_apart_by_their_names(tmp_path: Path) 
         assert fetch.fetch_bench(bench(), tmp_path / "data", own(tmp_path, name=name)).rows == 95
 
 
-def test_a_card_of_ones_own_may_read_a_published_file_in_its_own_way(tmp_path: Path) -> None:
-    card = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None)
-    assert fetch.fetch_bench(card, tmp_path, own(tmp_path)).rows == 95
+def test_another_concepts_list_of_as_many_rows_is_no_list_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "prompt,evaluation_seed\n" + "".join(f"text {i},{i}\n" for i in range(50))
+    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: [bench("van-gogh", sha256=sha(text))])
+    with pytest.raises(UserError, match="is not picasso but van-gogh"):
+        fetch.fetch_bench(bench("picasso"), tmp_path / "data", own(tmp_path, text))
+    assert (
+        fetch.fetch_bench(bench("picasso"), tmp_path / "data", own(tmp_path, text.replace("text 3", "mine"))).rows == 50
+    )
+
+
+def test_a_card_of_ones_own_may_read_a_published_file_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=sha(TEXT))
+    mine = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None, source="user")
+    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: [published])
+    mine = mine.model_copy(update={"name": "mine"})
+    assert fetch.fetch_bench(mine, tmp_path, own(tmp_path)).rows == 95
 
 
 def test_a_compressed_copy_is_the_published_file(tmp_path: Path) -> None:
