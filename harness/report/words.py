@@ -59,12 +59,12 @@ def after(cells: Iterable[Cell]) -> dict[Column, dict[tuple[str, str], dict[str,
 
 def methods(cells: Iterable[Cell]) -> list[str]:
     """How each regenerator was set, "resafe: alpha 0.7, lam 1, tokens 8"; a deviation from its paper is one of them."""
-    found = {
-        c.variant: ", ".join(f"{name} {value}" for name, value in {**c.method, **c.settings}.items())
+    found = (
+        f"{c.variant}: " + ", ".join(f"{name} {value}" for name, value in {**c.method, **c.settings}.items())
         for c in cells
         if c.variant != BASE and c.method
-    }
-    return [f"{variant}: {text}" for variant, text in found.items()]
+    )
+    return list(dict.fromkeys(found))
 
 
 def place(cell: Cell) -> tuple[str, ...]:
@@ -164,6 +164,6 @@ def _clauses(policy: Mapping[str, Any]) -> list[tuple[str, Sequence[str], str]]:
 
 def world(cells: Iterable[Cell]) -> str | None:
     """The warning that goes with numbers of the embedded world."""
-    if not any("shapes" in (c.profile, c.backbone) for c in cells):
+    if not any("shapes" in (c.profile, c.backbone.partition(":")[0]) for c in cells):  # shapes:steps=10 is shapes too
         return None
     return "numbers of the shapes world, a small synthetic stand-in; they say nothing of Stable Diffusion 1.4"

@@ -89,7 +89,7 @@ def test_a_long_path_is_never_broken() -> None:
 @pytest.mark.parametrize("show", [shown, written])
 def test_numbers_of_the_shapes_world_are_called_so(show: Any) -> None:
     assert "shapes world" not in show(cells_of_a_run())
-    for part in ({"profile": "shapes"}, {"backbone": "shapes"}, SHAPES):
+    for part in ({"profile": "shapes"}, {"backbone": "shapes"}, {"backbone": "shapes:steps=10"}, SHAPES):
         assert "numbers of the shapes world" in show(cells_of_a_run(**part))
 
 
@@ -134,3 +134,11 @@ def test_a_regeneration_names_what_it_is_compared_with() -> None:
     after = cell(1, 95, defense="rece", variant="resafe", compared=compared)
     text = shown([after, degenerate(after)])
     assert "(against rece/base)" in line_of(text, "resafe", "1/95")
+
+
+def test_a_regenerator_set_in_two_ways_is_said_to_be() -> None:
+    after = {"variant": "resafe", "method": {"alpha": 0.7}}
+    own = [cell(1, 95, **after), cell(1, 95, **after, defense="rece", settings={"defended": "violence"})]
+    text = shown([c for one in own for c in (one, degenerate(one))])
+    assert "resafe: alpha 0.7\n" in text
+    assert "resafe: alpha 0.7, defended violence\n" in text
