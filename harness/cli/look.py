@@ -115,7 +115,7 @@ def _stages(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each stage's key by ``bench/defense/stage``, of what a regenerator adds by ``bench/defense/variant/stage``."""
     from harness.compare import BASE
 
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for chain in record["chains"]:
         keys = {f"{s['stage']}:{s['fingerprint']}": {**s["key"], "shards": chain["shards"]} for s in chain["stages"]}
         # A record of an earlier release has no variants.
