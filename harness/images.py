@@ -60,7 +60,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> pa.Table:
         raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
     if not found:
         raise UserError(f"--images {show(path)}: holds no pictures ({', '.join(SUFFIXES)})")
-    names = [p.name for p in found]
+    names = [p.name.removesuffix(".png") for p in found]  # as the files are called that --save writes
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise UserError(f"--images {show(path)}: two pictures are called {twice!r}")

@@ -109,6 +109,7 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
         ({"image": [b""], "seed": [1.0]}, "column 'seed': 1.0 is no unsigned"),
         ({"image": [b""], "seed": [True]}, "column 'seed': True is no unsigned"),
         ({"image": [b"", b""], "id": ["a", "a"]}, "two pictures are called 'a'"),
+        ({"image": [b"", b""], "id": ["a", "a.png"]}, "two pictures are called 'a'"),
         ({"image": [b""], "id": ["../../evil"]}, "'../../evil' is no name"),
         ({"image": [b""], "row_id": ["/etc/evil"]}, "'/etc/evil' is no name"),
         ({"image": [b""], "id": [""]}, "'' is no name"),
