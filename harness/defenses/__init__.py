@@ -4,6 +4,8 @@ A *mechanism* is a module here with ``load(pipe, params, artefact) -> Defense`` 
 be made before it can run, ``build(pipe, params) -> tensors``. Cards (``pipelines/defenses``) name
 mechanisms by file stem, so a new one is one new file. Importing this package imports no model library.
 ``NEEDS`` in a module says what its backbone must offer (``BackboneCard.offers``); without it, ``"unet"``.
+``PARAMS`` is the class of its parameters, by which a card is checked before anything runs; a module that has it
+imports torch inside functions only, so that checking loads no model library.
 
 ``params`` are a card's resolved parameters, with ``concept`` beside them: the concept the run is about,
 for the guard. Where it is missing, the guard's strictest rule (``nudity``) holds.
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from harness.cardfile import show
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from harness.defenses.base import Defense as Defense
 
 _FOLDER = Path(__file__).parent
-HUB = "hub:"  # "hub:OWNER/REPO@COMMIT/PATH"
+_HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<path>\S+)")
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
     "negative_prompt": "needs a negative prompt, which a distilled model reads only with `true_cfg` above 1",
@@ -76,7 +80,7 @@ def build(mechanism: str, pipe: Any, params: Mapping[str, Any]) -> dict[str, Ten
     if params.get("weights") is not None:
         from harness.defenses import artefact
 
-        return artefact.read(artefact.locate(str(params["weights"])), pipe.unet)
+        return artefact.read(locate(str(params["weights"])), pipe.unet)
     tensors: dict[str, Tensor] = module.build(pipe, params)
     return tensors
 
@@ -114,10 +118,47 @@ def modules(mechanism: str) -> list[str]:
 def files(params: Mapping[str, Any]) -> list[Path]:
     """Local files that ``params`` name, whose content belongs into the fingerprint.
 
-    Published weights and a user's list of texts to preserve. A hub id carries its commit instead.
+    Published weights and a user's list of texts to preserve, at any depth. A hub id carries its commit instead.
+
+    Raises:
+        UserError: weights of the hub that are not on this machine.
     """
-    named = [params.get("weights"), params.get("preserve")]
-    return [Path(v).expanduser() for v in named if isinstance(v, str) and not v.startswith(HUB)]
+    found: list[Path] = []
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            found += files(value)
+        elif key == "weights" and isinstance(value, str) and value.startswith("hub:"):
+            locate(value)
+        elif key in ("weights", "preserve") and isinstance(value, str):
+            found.append(Path(value).expanduser())
+    return found
+
+
+def locate(weights: str) -> Path:
+    """The local file of a card's ``weights``; nothing is downloaded.
+
+    Args:
+        weights: a path, or ``hub:OWNER/REPO@COMMIT/PATH`` in Hugging Face's cache.
+
+    Raises:
+        UserError: not there (and how to get it), or a hub id without its commit.
+    """
+    if not weights.startswith("hub:"):
+        return Path(weights).expanduser()
+    match = _HUB.fullmatch(weights)
+    if match is None:
+        raise UserError(
+            f"weights {weights!r}: a hub id is hub:OWNER/REPO@COMMIT/PATH, the commit in 40 hexadecimal digits"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, commit, name = match["repo"], match["commit"], match["path"]
+    found = try_to_load_from_cache(repo, name, revision=commit)
+    if not isinstance(found, str):
+        raise UserError(
+            f"weights {weights} are not on this machine; get them with `hf download {repo} {name} --revision {commit}`"
+        )
+    return Path(found)
 
 
 def works(card: DefenseCard, backbone: BackboneCard) -> bool:
@@ -127,24 +168,52 @@ def works(card: DefenseCard, backbone: BackboneCard) -> bool:
 
 
 def require(card: DefenseCard, backbone: BackboneCard) -> None:
-    """Refuse a defense on a backbone that it cannot change.
+    """Refuse a defense on a backbone that it cannot change, and a card that its mechanism would refuse.
 
     Raises:
-        UserError: with what it needs.
+        UserError: with what it needs, or what is wrong with the card.
     """
     if not works(card, backbone):
         raise UserError(
             f"defense {card.name!r} does not work with backbone {backbone.name!r} ({backbone.pipeline}): "
             f"it {_NEEDED[_needs(card.mechanism)]}; `none` works with every backbone, and so do regenerators"
         )
+    built = "build" in _functions(card.mechanism)
+    if card.artefact != built:
+        raise UserError(
+            f"{show(card.path)}: mechanism {card.mechanism!r} has {'something' if built else 'nothing'} to build "
+            f"before it runs: its card needs `artefact: {str(built).lower()}`"
+        )
+    if "PARAMS" in _constants(card.mechanism):
+        _check(card)
+
+
+def _check(card: DefenseCard) -> None:
+    """Refuse a parameter that is unknown or bad in any edition, for any concept, or missing in both editions."""
+    from harness.defenses.base import IncompleteError, parse
+
+    model = _module(card.mechanism).PARAMS
+    overlay = card.shapes.concepts if card.shapes is not None else {}
+    own = ["any"] if card.concepts is None else list(card.concepts)
+    for concept in dict.fromkeys([*own, *overlay]):
+        editions = ("paper", "shapes") if card.concepts is None or concept in own else ("shapes",)
+        place = f"{show(card.path)}: " + (f"concept {concept}: " if concept in (card.concepts or overlay) else "")
+        incomplete: list[UserError] = []
+        for edition in editions:
+            try:
+                parse(model, card.resolve(edition, concept))
+            except IncompleteError as error:
+                incomplete.append(error)
+            except UserError as error:
+                raise UserError(f"{place}{error}") from None
+        if len(incomplete) == len(editions):
+            raise UserError(f"{place}{incomplete[0]}")
 
 
 def _needs(mechanism: str) -> str:
     _known(mechanism)
-    for node in _source(mechanism).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["NEEDS"]:
-            return str(ast.literal_eval(node.value))
-    return "unet"
+    needed = _constants(mechanism).get("NEEDS")
+    return "unet" if needed is None else str(ast.literal_eval(needed))
 
 
 def _module(mechanism: str) -> ModuleType:
@@ -162,6 +231,12 @@ def _known(mechanism: str) -> None:
 @cache
 def _source(stem: str) -> ast.Module:
     return ast.parse((_FOLDER / f"{stem}.py").read_text(encoding="utf-8"))
+
+
+def _constants(stem: str) -> dict[str, ast.expr]:
+    """What a module assigns to plain names, unevaluated."""
+    assigned = [node for node in _source(stem).body if isinstance(node, ast.Assign)]
+    return {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
 
 
 def _functions(stem: str) -> set[str]:

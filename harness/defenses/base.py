@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import RowError, UserError, nearest
@@ -55,6 +54,8 @@ class UnetDelta(Defense):
         Raises:
             UserError: a key that the UNet lacks, or another shape; nothing is changed then.
         """
+        import torch
+
         from harness.defenses.artefact import check
 
         if self._originals:
@@ -67,6 +68,8 @@ class UnetDelta(Defense):
                 state[key].copy_(tensor)
 
     def detach(self, pipe: Pipe) -> None:
+        import torch
+
         state = pipe.unet.state_dict()
         with torch.no_grad():
             for key, tensor in self._originals.items():
@@ -77,13 +80,22 @@ class UnetDelta(Defense):
 class Params(BaseModel):
     """Parameters that every mechanism takes; subclasses add their own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     concept: str = "nudity"  # of the run, for the guard; the strictest where it is not given
-    weights: str | None = None  # published weights in place of building: a path, or "hub:OWNER/REPO@COMMIT/PATH"
+
+
+class BuiltParams(Params):
+    """Parameters of a mechanism that is built, or takes published weights in place of building."""
+
+    weights: str | None = None  # a path, or "hub:OWNER/REPO@COMMIT/PATH"
 
 
 AnyParams = TypeVar("AnyParams", bound=Params)
+
+
+class IncompleteError(UserError):
+    """Nothing is wrong with the parameters that are there, but some are missing."""
 
 
 def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
@@ -94,14 +106,19 @@ def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
     """
     mechanism = model.__module__.rpartition(".")[2]
     try:
-        return model.model_validate_json(json.dumps(dict(params)), strict=True)
+        text = json.dumps(dict(params))
+    except TypeError as error:  # YAML knows dates, which JSON does not
+        raise UserError(f"defense {mechanism}: parameters are numbers, texts, lists and mappings: {error}") from None
+    try:
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")  # last of all
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
             near, allowed = nearest(key, model.model_fields), ", ".join(model.model_fields)
             raise UserError(f"defense {mechanism}: unknown parameter {key!r}{near} (it takes: {allowed})") from None
-        raise UserError(f"defense {mechanism}: parameter {key!r}: {first['msg']}") from None
+        kind = IncompleteError if first["type"] == "missing" else UserError
+        raise kind(f"defense {mechanism}: parameter {key!r}: {first['msg']}") from None
 
 
 def checked(text: str, concept: str) -> str:
@@ -132,6 +149,8 @@ def encode(pipe: Pipe, text: str) -> Encoded:
     Raises:
         UserError: the text is longer than the window, so that its end would be lost silently.
     """
+    import torch
+
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     window = int(tokenizer.model_max_length)
     needed = len(tokenizer(text).input_ids)
@@ -153,6 +172,8 @@ def projections(unet: Any) -> dict[str, Tensor]:
     Returns:
         UNet key (``...attn2.to_k.weight``) to float64 copy (rows, text width) on the CPU, in UNet order.
     """
+    import torch
+
     ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
     found = {
         key: tensor.detach().to("cpu", torch.float64, copy=True)

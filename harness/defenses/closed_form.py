@@ -7,10 +7,10 @@ matrices over the same embeddings may be stacked and edited at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Scales(NamedTuple):
@@ -54,6 +54,8 @@ def edit(weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales
     Raises:
         ValueError: ``stay`` is not positive (the solution would not be unique).
     """
+    import torch
+
     if scales.stay <= 0:
         raise ValueError(f"stay must be positive, got {scales.stay}")
     weight, keys, values, preserved = weight.double(), keys.double(), values.double(), preserved.double()
@@ -66,6 +68,8 @@ def edit(weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales
 
 def remove_direction(values: Tensor, unwanted: Tensor) -> Tensor:
     """``values`` less their part along ``unwanted``, both (n, rows), each taken as one long vector."""
+    import torch
+
     direction: Tensor = unwanted / torch.linalg.vector_norm(unwanted)
     return values - (direction * values).sum() * direction
 
@@ -88,6 +92,8 @@ def recover(edited: Tensor, original: Tensor, concept: Tensor, reg: float) -> Te
     Returns:
         (n, width) float64.
     """
+    import torch
+
     edited, original, concept = edited.double(), original.double(), concept.double()
     identity = torch.eye(edited.shape[1], dtype=torch.float64, device=edited.device)
     solved: Tensor = torch.linalg.solve(reg * identity + gram(edited), edited.T @ (original @ concept.T))

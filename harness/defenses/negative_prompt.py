@@ -25,6 +25,9 @@ class NegativeParams(Params):
     phrases: tuple[str, ...] = Field(min_length=1)  # joined by ", "
 
 
+PARAMS = NegativeParams
+
+
 class NegativePrompt(Defense):
     """Passes one negative prompt for every image. Without guidance (scale <= 1) it has no effect."""
 

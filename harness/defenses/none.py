@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 NEEDS = ""  # nothing: it works with every backbone
 
 
+class NoneParams(Params):
+    """None of its own."""
+
+
+PARAMS = NoneParams
+
+
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
     """Changes nothing."""
-    parse(Params, params)
+    parse(NoneParams, params)
     return Defense()

@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.defenses.base import Defense, Params, Pipe, UnetDelta, checked, encode, parse, projections
+from harness.defenses.base import BuiltParams, Defense, Pipe, UnetDelta, checked, encode, parse, projections
 from harness.defenses.closed_form import Scales, recover
-from harness.defenses.uce import UceParams, edited, kept_gram, replace, texts
+from harness.defenses.uce import Text, UceParams, edited, kept_gram, replace, texts
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ReceParams(Params):
+class ReceParams(BuiltParams):
     """What a card may say."""
 
-    erase: tuple[str, ...] = Field(min_length=1)
+    erase: tuple[Text, ...] = Field(min_length=1)
     target: str = " "  # what the erased texts turn into
     preserve: tuple[str, ...] | str | None = None  # texts, or a file with one a line (used by the start too); null: " "
     technique: Literal["replace", "tensor"] = "replace"
@@ -35,6 +35,14 @@ class ReceParams(Params):
     erase_scale: float = Field(1.0, ge=0)
     preserve_scale: float = Field(0.1, ge=0)
     start: dict[str, Any] = Field(default_factory=dict)  # UCE's parameters for the model to start from
+
+    @model_validator(mode="after")
+    def _startable(self) -> ReceParams:
+        _start(self)
+        return self
+
+
+PARAMS = ReceParams
 
 
 def build(pipe: Pipe, params: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -71,11 +79,21 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 def derive(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], concept: Tensor, reg: float) -> Tensor:
     """The embeddings (window, width) that all of ``weights`` take for what ``originals`` took ``concept`` for."""
+    import torch
+
     keys = list(originals)
     return recover(torch.cat([weights[k] for k in keys]), torch.cat([originals[k] for k in keys]), concept, reg)
 
 
 def _start(settings: ReceParams) -> UceParams:
+    """UCE's parameters: those of the card's ``start``, over what it shares with RECE.
+
+    Raises:
+        UserError: a bad parameter, or one that is the run's own (``concept``) or would not be used (``weights``).
+    """
+    for key in ("concept", "weights"):
+        if key in settings.start:
+            raise UserError(f"defense rece: start: it takes no {key!r} (UCE is built here, for the run's concept)")
     inherited = {"erase": settings.erase, "target": settings.target, "concept": settings.concept}
     if isinstance(settings.preserve, str):
         inherited["preserve"] = settings.preserve

@@ -15,12 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
-from harness.defenses.base import Defense, Params, Pipe, UnetDelta, checked, encode, parse, projections
+from harness.defenses.base import BuiltParams, Defense, Pipe, UnetDelta, checked, encode, parse, projections
 from harness.defenses.closed_form import Scales, edit, gram, remove_direction
 from harness.errors import UserError
 
@@ -30,18 +29,26 @@ if TYPE_CHECKING:
     Pair = tuple[Tensor, Tensor]  # keys and the embeddings whose values they take, (n, width) float64 each
 
 
-class UceParams(Params):
+Text = Annotated[str, Field(pattern=r"\S")]  # the empty text's keys are every prompt's: to erase it is to erase all
+
+Template = Annotated[str, Field(pattern=r"\{\}")]
+
+
+class UceParams(BuiltParams):
     """What a card may say."""
 
     variant: Literal["uce_2023", "uce_2025"] = "uce_2023"
-    erase: tuple[str, ...] = Field(min_length=1)
-    templates: tuple[str, ...] = ("{}",)  # each erased text is also erased in these phrasings
+    erase: tuple[Text, ...] = Field(min_length=1)
+    templates: tuple[Template, ...] = Field(("{}",), min_length=1)  # each erased text is also erased in these phrasings
     target: str = " "  # what the erased texts turn into
     preserve: tuple[str, ...] | str | None = None  # texts, or a file with one a line; null: the variant's own
     technique: Literal["replace", "tensor"] = "replace"  # tensor: only the erased direction is taken away
     lam: float = Field(0.5, gt=0)
     erase_scale: float = Field(1.0, ge=0)
     preserve_scale: float | None = Field(None, ge=0)  # null: max(0.1, 1/texts) in 2023, 1 in 2025
+
+
+PARAMS = UceParams
 
 
 def build(pipe: Pipe, params: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -81,6 +88,8 @@ def replace(
     weights: Mapping[str, Tensor], pairs: Sequence[Pair], preserved: Tensor, scales: Scales, technique: str
 ) -> dict[str, Tensor]:
     """Each of ``weights`` (rows, width) edited so that the first embeddings of ``pairs`` take the second's values."""
+    import torch
+
     values = torch.cat([_values(weights, old, new, technique) for old, new in pairs])
     stacked = edit(torch.cat(list(weights.values())), torch.cat([old for old, _ in pairs]), values, preserved, scales)
     return dict(zip(weights, torch.split(stacked, [len(w) for w in weights.values()]), strict=True))
@@ -88,6 +97,8 @@ def replace(
 
 def _values(weights: Mapping[str, Tensor], old: Tensor, new: Tensor, technique: str) -> Tensor:
     """What keys ``old`` shall become, (n, rows of all weights): the values of ``new`` (n, width)."""
+    import torch
+
     values = [new @ w.T for w in weights.values()]
     if technique == "tensor":  # less what they share with the erased values, weight by weight
         values = [remove_direction(v, old @ w.T) for v, w in zip(values, weights.values(), strict=True)]
@@ -130,6 +141,8 @@ def kept_gram(pipe: Pipe, kept: Sequence[str], concept: str, whole: bool) -> Ten
         concept: of the run, for the guard.
         whole: the texts' whole windows, or only their last content tokens.
     """
+    import torch
+
     width = pipe.text_encoder.config.hidden_size
     total = torch.zeros(width, width, dtype=torch.float64)
     for text in kept:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness.defenses import artefact, build, read_artefact, write_artefact
+from harness.defenses import build, locate, read_artefact, write_artefact
 from harness.errors import UserError
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -47,6 +49,33 @@ def test_content_changed_since_it_was_written_is_refused(tmp_path: Path, tensors
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"unet\.safetensors: is not what unet\.json says"):
         read_artefact(path)
+
+
+@pytest.mark.parametrize("content", ['{"lr": 1e-5}', "[]", "no JSON"])
+def test_a_json_file_beside_published_weights_is_no_provenance(tmp_path: Path, tensors: dict, content: str) -> None:
+    safetensors.torch.save_file(tensors, tmp_path / "esd.safetensors")
+    (tmp_path / "esd.json").write_text(content)
+    assert read_artefact(tmp_path / "esd.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_refused_or_read_but_never_a_traceback(tmp_path: Path, zipped: bool) -> None:
+    """torch's reader answers damage with KeyError, IndexError, struct.error..."""
+    path, chance = tmp_path / "x.pt", random.Random(0)
+    torch.save({"a": torch.ones(4, 4), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole, outcomes = path.read_bytes(), set()
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(chance.choice((1, 2, 8))):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                outcomes.add(type(read_artefact(path)))
+            except UserError:
+                outcomes.add(UserError)
+    assert outcomes == {dict, UserError}
 
 
 @pytest.mark.parametrize(
@@ -159,11 +188,11 @@ def test_published_weights_of_another_model_are_refused_when_building(tmp_path: 
 )
 def test_a_hub_id_without_its_commit_is_refused(weights: str) -> None:
     with pytest.raises(UserError, match="hub:OWNER/REPO@COMMIT/PATH"):
-        artefact.locate(weights)
+        locate(weights)
 
 
 def test_hub_weights_that_are_not_here_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commit = "0" * 40
     with pytest.raises(UserError, match=f"hf download owner/repo sub/file.pt --revision {commit}"):
-        artefact.locate(f"hub:owner/repo@{commit}/sub/file.pt")
+        locate(f"hub:owner/repo@{commit}/sub/file.pt")

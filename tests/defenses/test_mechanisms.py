@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness import defenses
+from harness import cards, defenses
+from harness.cards import DefenseCard
 from harness.errors import UserError
 
 
@@ -38,15 +40,72 @@ def test_sources_of_a_mechanism_include_those_it_builds_on() -> None:
     assert "harness.defenses.uce" not in defenses.modules("sld")
 
 
-def test_local_files_that_parameters_name_are_listed_but_not_hub_ids_or_texts() -> None:
+def test_local_files_that_parameters_name_are_listed_but_not_hub_ids_or_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert defenses.files({"weights": "/a/b.pt", "preserve": "/c.txt"}) == [Path("/a/b.pt"), Path("/c.txt")]
-    assert defenses.files({"weights": "hub:o/r@0/x.pt", "preserve": ["", "art"]}) == []
+    assert defenses.files({"preserve": ["", "art"], "start": {"preserve": "/d.txt"}}) == [Path("/d.txt")]
     assert defenses.files({"weights": None}) == []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    snapshot = tmp_path / f"models--o--r/snapshots/{commit}"
+    snapshot.mkdir(parents=True)
+    (snapshot / "x.pt").write_bytes(b"")
+    assert defenses.files({"weights": f"hub:o/r@{commit}/x.pt"}) == []
+    with pytest.raises(UserError, match="hf download o/r y.pt"):
+        defenses.files({"weights": f"hub:o/r@{commit}/y.pt"})
+
+
+def card(**content: Any) -> DefenseCard:
+    plain = {"name": "mine", "path": Path("mine.yaml"), "root": Path(), "summary": "of a test", "paper": "none"}
+    return DefenseCard.model_validate(plain | {"mechanism": "uce", "artefact": True} | content)
+
+
+STAR = {"nudity": {"erase": ["star"]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"params": {"lamb": 2.0}, "concepts": STAR}, r"unknown parameter 'lamb'; did you mean 'lam'"),
+        ({"concepts": STAR, "shapes": {"params": {"lam": -1}}}, "parameter 'lam': Input should be greater than 0"),
+        ({"concepts": {"nudity": {}}}, "concept nudity: defense uce: parameter 'erase': Field required"),
+        ({"concepts": {**STAR, "violence": {"erase": [""]}}}, "concept violence: defense uce: parameter 'erase'"),
+        ({"concepts": STAR, "params": {"templates": ["a photo"]}}, "parameter 'templates'"),
+        ({"concepts": STAR, "params": {"templates": []}}, "parameter 'templates'"),
+        ({"concepts": STAR, "params": {"lam": float("inf")}}, "parameter 'lam': Input should be a finite number"),
+        ({"concepts": {"nudity": {"erase": [datetime.date(2020, 1, 1)]}}}, "parameters are numbers, texts, lists and"),
+        ({"concepts": STAR, "artefact": False}, "'uce' has something to build .*`artefact: true`"),
+        ({"mechanism": "none"}, "'none' has nothing to build .*`artefact: false`"),
+        (
+            {"mechanism": "none", "artefact": False, "params": {"weights": "esd.pt"}},
+            "none: unknown parameter 'weights'",
+        ),
+        ({"mechanism": "negative_prompt", "artefact": False, "params": {"phrases": "star"}}, "parameter 'phrases'"),
+        ({"mechanism": "rece", "concepts": STAR, "params": {"start": {"lamb": 1}}}, "unknown parameter 'lamb'"),
+        ({"mechanism": "rece", "concepts": STAR, "params": {"start": {"weights": "uce.pt"}}}, "takes no 'weights'"),
+        ({"mechanism": "rece", "concepts": STAR, "params": {"start": {"concept": "art"}}}, "takes no 'concept'"),
+    ],
+)
+def test_a_card_that_its_mechanism_would_refuse_is_refused_before_anything_runs(content: dict, said: str) -> None:
+    shapes = cards.load("backbone", "shapes", cards.roots())
+    with pytest.raises(UserError, match=said) as refused:
+        defenses.require(card(**content), shapes)
+    assert str(refused.value).startswith("mine.yaml")
+
+
+def test_a_card_of_one_edition_may_leave_the_other_incomplete() -> None:
+    shapes = cards.load("backbone", "shapes", cards.roots())
+    defenses.require(card(concepts={"nudity": {}}, shapes={"concepts": STAR}), shapes)
+    defenses.require(card(concepts={}, shapes={"concepts": STAR}), shapes)
 
 
 def test_looking_at_mechanisms_imports_no_model_library() -> None:
     code = (
-        "import sys; from harness import defenses; defenses.names(); defenses.modules('rece'); defenses.files({}); "
+        "import sys; from harness import cards, defenses; roots = cards.roots(); "
+        "defenses.names(); defenses.modules('rece'); defenses.files({}); "
+        "shapes = cards.load('backbone', 'shapes', roots); "
+        "[defenses.require(cards.load('defense', name, roots), shapes) for name in cards.names('defense', roots)]; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
