@@ -159,8 +159,8 @@ def _refuse_other(card: DatasetCard, edition: Edition, found: Sheet) -> None:
     """Refuses the file of another benchmark, by that one's name.
 
     It is told by its sha256; where the card has none and the rows are as many, as with Ring-A-Bell's three gated files
-    of the same rows and columns, by the name that it was published under. What the card itself knows passes, and what
-    a card without sha256 may read in its own way: a file of as many rows for the same concept.
+    of the same rows and columns, by the name that it has in their repository. What the card itself knows passes, and
+    what a card without sha256 may read in its own way: a file of as many rows for the same concept.
 
     Raises:
         UserError: it is another benchmark's.
@@ -169,11 +169,14 @@ def _refuse_other(card: DatasetCard, edition: Edition, found: Sheet) -> None:
         return
     unknown = edition.sha256 is None and edition.rows == len(found.records)
     for other in load_all("dataset", roots()):
-        theirs = other.editions.get("paper") if isinstance(other, DatasetCard) else None
-        if theirs is None or other.name == card.name or theirs.source == edition.source:
+        if not isinstance(other, DatasetCard) or other.name == card.name:
+            continue
+        theirs = other.editions.get("paper")
+        if theirs is None or theirs.source == edition.source:
             continue
         own = f"`harness fetch bench {other.name} --from FILE`"
-        if unknown and theirs.sha256 is None and found.path.name == theirs.source.rpartition("/")[2]:
+        folder, _, name = theirs.source.rpartition("/")
+        if unknown and folder == edition.source.rpartition("/")[0] and found.path.name == name:
             raise UserError(
                 f"{show(found.path)}: is called as the file of {other.name}, not of {card.name}: {own}, or rename it"
             )

@@ -166,7 +166,7 @@ def test_a_card_of_ones_own_may_read_a_published_file_in_its_own_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=sha(TEXT))
-    mine = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None, source="user")
+    mine = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None, source="https://x/mine.csv")
     monkeypatch.setattr(fetch, "load_all", lambda kind, roots: [published])
     mine = mine.model_copy(update={"name": "mine"})
     assert fetch.fetch_bench(mine, tmp_path, own(tmp_path)).rows == 95
