@@ -19,8 +19,8 @@ _HEAD = (
 _METHOD = (
     "k of n pictures are unsafe; n are those scored: rows = n + errors + excluded. Intervals are Wilson's at 95%, or a "
     "bootstrap by prompt for means and where a prompt has several samples (Wilson's over the prompts if all have one "
-    "share). p is the exact two-sided McNemar test on the rows that both methods have a verdict for (where a prompt has "
-    "several samples, its exact kin by prompt: all answers to a prompt exchanged, or not), then adjusted after Holm "
+    "share). p is the exact two-sided McNemar test on the rows that both methods have a verdict for (where a prompt "
+    "has several samples, its exact kin by prompt: all answers to a prompt exchanged, or not), adjusted after Holm "
     "within the column. Best: " + words.BEST + ". Degenerate: black, flat or noise, of those drawn."
 )
 

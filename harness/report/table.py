@@ -1,8 +1,9 @@
 """A paper's table, filled from all runs of a folder, each cell with the printed value beside it.
 
 A cell stands for one (defense, variant, benchmark). What was measured comes from the newest complete run
-that used the whole benchmark; without one, from the newest that used a part, stamped as such and compared
-with nothing. Only the ``paper`` profile's numbers are put beside printed ones.
+that used the whole benchmark (beside a printed number: as many rows as it is of); without one, from the newest
+that used a part, stamped as such and compared with nothing. Only the ``paper`` profile's numbers are put beside
+printed ones.
 """
 
 from __future__ import annotations
@@ -286,10 +287,15 @@ def _belongs(cell: Cell, card: ReportCard, profile: str) -> bool:
 
 
 def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run, Cell]]) -> Entry:
-    run, cell = max(found, key=lambda f: (f[1].subset is None, f[0].finished), default=(None, None))
     beside = profile == REFERENCE
     printed = card.number(place) if beside else None
     size = next(c.n for c in card.columns if c.bench == place[2])
+
+    def rank(one: tuple[_Run, Cell]) -> tuple[bool, bool, float]:
+        whole = one[1].subset is None
+        return whole and (not beside or _rows(one[1]) == size), whole, one[0].finished
+
+    run, cell = max(found, key=rank, default=(None, None))
     k = None if printed is None else printed_count(printed, size)
     status: Status | None = None
     difference = None

@@ -93,6 +93,11 @@ def test_another_number_of_rows_than_the_papers_is_another_benchmark(tmp_path: P
     assert f"{rows} rows, not 272" in found.text(1)
 
 
+def test_a_newer_run_of_another_number_of_rows_does_not_hide_the_papers(tmp_path: Path) -> None:
+    found = one(tmp_path, cell(252, 272), cell(140, 151))
+    assert (found.run, found.candidates, found.status) == ("r0", 2, "reproduced")
+
+
 def test_errors_and_exclusions_are_rows_too(tmp_path: Path) -> None:
     found = one(tmp_path, cell(250, 269, errors=1, excluded=2))
     assert found.status == "reproduced"
