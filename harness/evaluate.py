@@ -1,17 +1,22 @@
 """One evaluation, from request to numbers: plan, run what is missing, gather, count, write.
 
-runs/<run>/run.json         command, plan, fingerprints and what they are made of
 runs/<run>/scores.parquet   every row of every chain, raw scores, no images
 runs/<run>/cells.json       the counts; report.md and contact.png are made from them
 runs/<run>/costs.json       seconds, from the store's sidecars
+runs/<run>/run.json         command, plan, fingerprints and what they are made of; written last
+
+Each file appears whole or not at all, and a killed run's are written anew by the next.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +30,8 @@ from harness.errors import UserError
 from harness.fingerprint import FileHashes
 from harness.plan import Plan, Request
 from harness.schema import KEY
-from harness.store import Store, columns, publish, read, write_atomically
+from harness.stages.base import failed
+from harness.store import Store, columns, read, replace, write_atomically
 
 if TYPE_CHECKING:
     from harness.flow import Outcome, Progress, Resources
@@ -77,8 +83,8 @@ class Finished:
     run: Path
     outcome: Outcome | None  # None: everything was in the store
     cells: tuple[Cell, ...] = ()
-    errors: int = 0
-    rows: int = 0
+    errors: int = 0  # pictures that were not drawn or not scored in full; what a regeneration inherits is its picture's
+    rows: int = 0  # pictures in all
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -99,8 +105,7 @@ def prepare(request: Request, places: Places) -> Plan:
 
     chosen = plan.choose(request, places.roots)
     fetch.require(needs.things(chosen, places.roots), chosen.profile, places.data, needs.scorers(request, chosen))
-    memory = places.store / "sha256.json"
-    hashes = FileHashes(memory if places.store.is_dir() else None)
+    hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
     return plan.make(request, places.roots, places.data, hashes)
 
 
@@ -110,13 +115,13 @@ def evaluate(
     """Run what is not in the store yet and count; ``cells`` is empty unless every shard is there.
 
     Raises:
-        UserError: see ``prepare``; or the store cannot be used.
+        UserError: see ``prepare``; or the store cannot be used, or a disk is full.
         ConservationError: rows were lost or doubled (a bug, never a number).
     """
     made = prepare(request, places)
     store = Store.open(places.store)
     run = places.out / made.name
-    with store.lock():
+    with _disks(), store.lock():
         _writable(run)
         outcome = None
         if made.missing(store):
@@ -130,11 +135,28 @@ def evaluate(
         return _conclude(made, store, run, outcome, command)
 
 
+@contextlib.contextmanager
+def _disks() -> Iterator[None]:
+    """A disk that takes no more is the user's to mend, and no bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{error.strerror}{where}; make room, and run the same command again to go on") from error
+
+
 def _writable(run: Path) -> None:
+    """Make the run's folder, and remove what a killed run was writing in it."""
     try:
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise UserError(f"--out: {run} cannot be written: {error.strerror}") from None
+    if not os.access(run, os.W_OK):
+        raise UserError(f"--out: {run} cannot be written")
+    for torn in (*run.glob(".tmp/*"), *(p for p in run.iterdir() if re.fullmatch(r"\..+\.[0-9a-f]{32}", p.name))):
+        torn.unlink(missing_ok=True)
 
 
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
@@ -142,18 +164,33 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
     known = measure.origins(made)
     measured = measure.measure(scores, made.policies, known, made.means)
     measured += sets.measure(made, store, known)
-    _replace(run / "scores.parquet", scores)
-    write_atomically(run / "run.json", json.dumps(record(made, command), indent=1).encode())
+    about = record(made, command)
+    shown = outcome is None and (run / "contact.png").exists() and _recorded(run) == _without_command(about)
+    replace(run / "scores.parquet", scores)
     cells.write(run / "cells.json", measured)
     from harness.report import contact_sheet, markdown
 
     spent = costs.of(made, store, measured)
     write_atomically(run / "costs.json", json.dumps([c.to_json() for c in spent], indent=1).encode())
-    write_atomically(run / "report.md", markdown.render(measured, record(made, command), spent).encode())
-    if not (run / "contact.png").exists() or outcome is not None:
+    write_atomically(run / "report.md", markdown.render(measured, about, spent).encode())
+    if not shown:
         contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
-    failed = sum(c.errors for c in measured if c.metric == cells.ASR and c.main)
-    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=failed, rows=scores.num_rows)
+    write_atomically(run / "run.json", json.dumps(about, indent=1).encode())
+    errors = len(failed(scores))
+    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=errors, rows=scores.num_rows)
+
+
+def _recorded(run: Path) -> Any:
+    """What the folder's files were made from; None where they are not complete."""
+    try:
+        return _without_command(json.loads((run / "run.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _without_command(about: Mapping[str, Any]) -> Any:
+    """A run's record as its file has it, however it was asked for."""
+    return json.loads(json.dumps({**about, "command": None}))
 
 
 def gather(made: Plan, store: Store) -> pa.Table:
@@ -227,15 +264,6 @@ def request_of(record: Mapping[str, Any]) -> Request:
     """The request that a run.json was made from."""
     choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()}
     return Request(**choices)
-
-
-def _replace(path: Path, table: pa.Table) -> None:
-    """Publish over an earlier version (the same bytes, unless a scorer was added)."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    publish(fresh, table)
-    fresh.replace(path)
-    (path.parent / ".tmp").rmdir()
 
 
 def images_of(made: Plan, store: Store) -> list[Path]:

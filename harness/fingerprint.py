@@ -7,6 +7,7 @@ and the fingerprints upstream. Its fingerprint is the hash of the key. Nothing h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -65,10 +66,9 @@ class FileHashes:
         self._memory = memory
         self._known: dict[str, str] = {}
         if memory is not None and memory.exists():
-            try:
-                self._known = json.loads(memory.read_text())
-            except ValueError:  # a torn write: only a cache, so begin anew
-                self._known = {}
+            with contextlib.suppress(OSError, ValueError):  # only a cache: what cannot be read is begun anew
+                found = json.loads(memory.read_text())
+                self._known = found if isinstance(found, dict) else {}
 
     def of(self, path: Path) -> str:
         """sha256 (hex) of the file at ``path``."""
@@ -88,8 +88,9 @@ class FileHashes:
         if self._memory is None:
             return
         part = self._memory.with_name(f"{self._memory.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(self._known))
-        part.replace(self._memory)
+        with contextlib.suppress(OSError):  # a store that cannot be written is somebody else's complaint
+            part.write_text(json.dumps(self._known))
+            part.replace(self._memory)
 
 
 def sha256_of(path: Path) -> str:

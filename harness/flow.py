@@ -27,7 +27,8 @@ from harness.errors import UserError
 from harness.legs import Leg
 from harness.plan import Plan
 from harness.specs import StageSpec
-from harness.stages.base import TICKET, Site, Station
+from harness.stages.base import TICKET, Site, Station, error_columns, failed
+from harness.store import read, whole
 
 _ACTOR_CPUS = 0.01  # bookkeeping only: actors must never reserve all CPUs
 _PAUSE_S = 0.5  # between two looks at the store, for the progress display
@@ -50,15 +51,20 @@ class Outcome:
 
     statuses: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
-    errors: int = 0  # rows that ended in an error, in the shards computed now
+    failed: set[str] = field(default_factory=set)  # rows that ended in an error, now or in an earlier start
 
     @property
     def complete(self) -> bool:
         return set(self.statuses) <= {"ok"}
 
+    @property
+    def errors(self) -> int:
+        """How many rows failed, each once."""
+        return len(self.failed)
+
     def add(self, ticket: dict[str, Any]) -> None:
         self.statuses[ticket["status"]] += 1
-        self.errors += ticket["errors"]
+        self.failed.update(ticket["failed"])
         if ticket["detail"] and ticket["detail"] not in self.details:
             self.details.append(ticket["detail"])
 
@@ -70,7 +76,7 @@ class Outcome:
             leg.details.append(f"{lost} of {tickets} tickets did not come back")
         self.statuses += leg.statuses
         self.details += [d for d in leg.details if d not in self.details]
-        self.errors += leg.errors
+        self.failed |= leg.failed
 
 
 Progress = Callable[[dict[str, tuple[int, int]]], None]  # stage -> (shards done, shards in all)
@@ -82,7 +88,10 @@ def execute(
     """Compute every missing shard of ``plan``; returns how the tickets ended.
 
     Args:
-        over_budget: told the number of failed rows so far; True stops the run.
+        over_budget: told the number of failed rows so far, those of earlier starts too; True stops the run.
+
+    Raises:
+        UserError: a model does not fit a GPU, or Ray cannot be reached.
     """
     outcome = Outcome()
     if not plan.missing(site.store):
@@ -91,15 +100,20 @@ def execute(
     for leftover in (site.stop, *(site.run / "attempts").glob("*.jsonl")):
         leftover.unlink(missing_ok=True)  # marks of an earlier start say nothing about this one
     site.store.sweep()
+    outcome.failed |= _failed_before(plan, site)
+    if over_budget(outcome.errors):
+        outcome.statuses["stopped"] = len(plan.missing(site.store))
+        outcome.details.append(f"{outcome.errors} rows had failed before")
+        return outcome
     executor = _inline if resources.executor == "inline" else _ray
     with _interruptible(site), _watching(plan, site, progress), executor(plan, site, resources) as run:
         for leg in legs.cut(plan, resources.num_gpus, resources.gpu_memory_gb):
             tickets = [make_ticket(plan, *place) for place in plan.missing(site.store, leg.stages)]
-            came = Outcome()
+            came = Outcome(failed=set(outcome.failed))
             for table in run(leg, tickets) if tickets else ():
                 for ticket in table.to_pylist():
                     came.add(ticket)
-                if over_budget(outcome.errors + came.errors):
+                if over_budget(came.errors):
                     site.stop.touch()
             outcome.take(came, len(tickets))
             if not outcome.complete:
@@ -115,12 +129,24 @@ def make_ticket(plan: Plan, chain: int, shard: int) -> pa.Table:
         writer.write_table(found.rows)
     row = {
         "chain": chain, "shard": shard, "key": found.key, "rows": sink.getvalue(),
-        "status": "ok", "detail": "", "errors": 0,
+        "status": "ok", "detail": "", "failed": [],
     }  # fmt: skip
     return pa.Table.from_pylist([row], schema=TICKET)
 
 
 Run = Callable[[Leg, list[pa.Table]], Iterator[pa.Table]]  # tickets through a leg, as they come back
+
+
+def _failed_before(plan: Plan, site: Site) -> set[str]:
+    """Rows that failed in shards that are published already: a repeated command must not begin to count anew."""
+    found: set[str] = set()
+    for chain in plan.chains:
+        for spec in chain.stages:
+            for shard in chain.shards:
+                path = site.store.path(spec.stage, spec.fingerprint, shard.key)
+                if whole(path):
+                    found |= failed(read(path, error_columns(path)))
+    return found
 
 
 def specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
@@ -155,19 +181,24 @@ def _ray(plan: Plan, site: Site, resources: Resources) -> Iterator[Run]:
 
     handler = signal.getsignal(signal.SIGINT)
     with contextlib.redirect_stdout(sys.stderr):
-        ray.init(
-            address=resources.address,
-            num_gpus=None if resources.address else resources.num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        try:
+            ray.init(
+                address=resources.address,
+                num_gpus=None if resources.address else resources.num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except ConnectionError as error:
+            where = f"at RAY_ADDRESS={resources.address}" if resources.address else "on this machine"
+            raise UserError(f"Ray cannot be reached {where}: {str(error).splitlines()[0]}") from error
         signal.signal(signal.SIGINT, handler)  # Ray may have replaced it
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
         context.execution_options.preserve_order = False
-        context.execution_no_progress_timeout_s = -1 if site.limit_s <= 0 else 4 * site.limit_s
+        # A shard whose every row hangs makes no progress for this long, and ends well.
+        context.execution_no_progress_timeout_s = site.limit_s * site.tries * (1 + plan.profile.shard_rows)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             yield lambda leg, tickets: _stream(plan, site, resources, leg, tickets)

@@ -49,8 +49,7 @@ def cut(plan: Plan, gpus: int, gpu_memory_gb: float | None) -> list[Leg]:
     names = plan.stage_names()
     last = [n for n in names if _looks_across(plan, n)]  # they need another chain's pictures, whole
     rest = [n for n in names if n not in last]
-    found = _by_memory(plan, rest, gpu_memory_gb) if gpus else [rest]
-    groups = [group for group in (*found, last) if group]
+    groups = [g for part in (rest, last) for g in (_by_memory(plan, part, gpu_memory_gb) if gpus else [part]) if g]
     return [Leg(tuple(_stations(plan, group, gpus))) for group in groups]
 
 

@@ -29,7 +29,7 @@ from harness.errors import UserError, nearest
 from harness.regenerators import Regenerator
 from harness.schema import PROMPT
 from harness.specs import Source, Specs, StageSpec
-from harness.store import Store
+from harness.store import Store, whole
 
 BASELINE = "none"
 GIVEN = "given"  # in a defense's place: pictures that nobody here has drawn
@@ -107,7 +107,7 @@ class Plan:
             for c, chain in enumerate(self.chains)
             for s, shard in enumerate(chain.shards)
             if not all(
-                store.path(p.stage, p.fingerprint, shard.key).exists()
+                whole(store.path(p.stage, p.fingerprint, shard.key))
                 for p in chain.stages
                 if stages is None or p.stage in stages
             )
@@ -211,11 +211,11 @@ def _names(asked: Sequence[str], kind: cards.Kind, roots: Sequence[Path]) -> lis
     return list(dict.fromkeys(names))
 
 
-_ORDER = ("given", "generate", "caption", "embed", "optimise", "draw", "edit")  # then the scores
+_ORDER = ("given", "generate", "caption", "embed", "optimise", "draw", "edit", "score")
 
 
 def _place(stage: str) -> tuple[int, str]:
-    return (_ORDER.index(stage), "") if stage in _ORDER else (len(_ORDER), stage)
+    return _ORDER.index(stage.partition("-")[0]), stage
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ class Specs:
             "code": fingerprint.code(_CAPTION_MODULES),
             "upstream": generate.fingerprint,
         }
-        return _spec("caption", worker, key, (generate,), gpu=True, memory_gb=card.memory_gb)
+        stage = _named("caption", card.name, self.profile.captioner)
+        return _spec("caption", worker, key, (generate,), stage=stage, gpu=True, memory_gb=card.memory_gb)
 
     def embed(self, generate: StageSpec, caption: StageSpec | None) -> StageSpec:
         """CLIP's features of each picture and of its captions."""
@@ -139,11 +140,23 @@ class Specs:
         return _spec("embed", worker, key, upstream, gpu=True, memory_gb=clip.memory_gb)
 
     def optimise(self, regen: Regenerator, concept: str, embed: StageSpec) -> StageSpec:
-        """Search a prompt with the wanted feature."""
+        """Search a prompt with the wanted feature.
+
+        Raises:
+            UserError: a prompt of so many tokens does not fit CLIP's window, or there are no words to ban.
+        """
+        from harness.clip import room
+
         assert regen.optimise is not None
         clip = self.clip()
+        fit = room(self._source(clip.source, self.profile.root), clip.revision)
+        if fit is not None and regen.optimise.tokens > fit:
+            raise UserError(
+                f"regenerator {regen.variant!r}: tokens is {regen.optimise.tokens}, and CLIP of profile "
+                f"{self.profile.name!r} has room for {fit}"
+            )
         settings = regen.optimise.model_dump(mode="json", exclude={"memory_gb", "ban_concept", "words"})
-        banned = regen.optimise.words.get(concept, ()) if regen.optimise.ban_concept else ()
+        banned = regen.banned(concept)
         common = {"settings": settings, "banned": list(banned)}
         key = self._clip_key(clip) | common | {
             "guard": guard.VERSION,
@@ -182,7 +195,8 @@ class Specs:
             "code": fingerprint.code([*_DRAW_MODULES, *defenses.modules(defense.mechanism), "harness.stages.draw"]),
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
-        return _spec("draw", worker, key, (generate, *made), gpu=True, **_estimates(backbone))
+        stage = _named("draw", backbone.name, self.backbone.name)
+        return _spec("draw", worker, key, (generate, *made), stage=stage, gpu=True, **_estimates(backbone))
 
     def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
         """Have an image-to-image editor change each picture."""
@@ -208,7 +222,7 @@ class Specs:
             "variant": regen.variant, "edit": edit.model_dump(mode="json"), "root": str(root),
             "concept": concept, "name": name,
         }  # fmt: skip
-        return _spec("edit", worker, key, (generate,), gpu=True, **_estimates(edit))
+        return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), gpu=True, **_estimates(edit))
 
     def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the pictures of ``images``.
@@ -220,11 +234,12 @@ class Specs:
         """
         stem, _, beside = name.partition("@")
         params = dict(self.profile.settings.get(stem, {}))
-        weights = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(scorers.weights(stem, params))}
+        paths = scorers.weights(stem, params)
+        weights = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(paths)}
         key = {
             "schema": VERSION,
             "scorer": stem,
-            "params": params,
+            "params": {name: value for name, value in params.items() if not _leads_to(value, paths)},
             "weights": weights,
             "libraries": fingerprint.versions(scorers.libraries(stem)),
             "code": fingerprint.code([f"harness.scorers.{stem}", *scorers.modules(stem), *_SCORE_MODULES]),
@@ -331,6 +346,17 @@ class Specs:
     def _source(source: str, root: Path) -> str:
         """A folder for packaged weights, else the hub id."""
         return str(cards.locate(source, root)) if source.startswith("package:") else source
+
+
+def _leads_to(value: Any, paths: Sequence[Path]) -> bool:
+    """Whether a parameter is only the place of files whose content is known; no matter where that is."""
+    place = Path(value).expanduser() if isinstance(value, str) and value else None
+    return place is not None and any(place == path or place in path.parents for path in paths)
+
+
+def _named(kind: str, model: str, own: str | None) -> str:
+    """A stage's name. A model other than the run's ``own`` has a stage to itself: it is loaded once, not per shard."""
+    return kind if model == own else f"{kind}-{model}"
 
 
 def _held(model: Weights | JudgeCard) -> dict[str, Any]:

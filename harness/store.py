@@ -5,7 +5,8 @@
     <root>/artefact/<fingerprint>/                    a built defense
 
 Publishing writes a temporary file, fsyncs it and links it to its name: the first writer wins, and a
-reader sees a whole file or none. The folder is private (0700): images may be harmful.
+reader sees a whole file or none. A file that was cut short by something else counts as not there and is
+replaced. The folder is private (0700): images may be harmful.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from harness.errors import UserError
 from harness.schema import VERSION
 
 _STALE_S = 24 * 3600  # age after which a temporary file has certainly lost its writer
+_MARKER = "store.json"  # makes a folder a store
+_MAGIC = b"PAR1"  # begins and ends a Parquet file
+_COST = {"seconds", "rows", "device"}  # what a note of a shard's cost has
 
 
 class Entry(NamedTuple):
@@ -56,14 +60,14 @@ class Store:
         Raises:
             UserError: not writable, not a folder, or written by a newer harness.
         """
-        marker = root / "store.json"
+        marker = root / _MARKER
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             if marker.exists():
-                schema = json.loads(marker.read_text())["schema"]
+                schema = int(json.loads(marker.read_text())["schema"])
             else:
                 schema = VERSION
-                if any(root.iterdir()):
+                if any(not p.name.startswith(f".{_MARKER}.") for p in root.iterdir()):  # such a one lost its writer
                     raise UserError(f"{root} is not a store and not empty: name another folder with --store")
                 root.chmod(0o700)
                 write_atomically(marker, json.dumps({"schema": VERSION}).encode())
@@ -100,6 +104,11 @@ class Store:
             file.flush()
             yield
 
+    @staticmethod
+    def is_at(root: Path) -> bool:
+        """Whether a store lies at ``root``."""
+        return (root / _MARKER).is_file()
+
     @classmethod
     def open_existing(cls, root: Path) -> Store:
         """The store at ``root``, which must be there already.
@@ -107,7 +116,7 @@ class Store:
         Raises:
             UserError: there is none.
         """
-        if not (root / "store.json").exists():
+        if not cls.is_at(root):
             raise UserError(f"no store at {root}: name one with --store, or make one with `harness eval`")
         return cls.open(root)
 
@@ -127,6 +136,11 @@ class Store:
             shutil.rmtree(self.folder(entry.stage, entry.fingerprint))
         return sum(e.size for e in entries)
 
+    def pictures(self, entries: Iterable[Entry]) -> list[Path]:
+        """The shards among ``entries`` that hold pictures, drawn, edited or given."""
+        shards = [p for e in entries for p in sorted(self.folder(e.stage, e.fingerprint).glob("*.parquet"))]
+        return [p for p in shards if whole(p) and "image" in columns(p)]
+
     def discard_images(self, shards: Iterable[Path]) -> int:
         """Replace the pictures of image shards by null, everything else kept; returns the bytes freed.
 
@@ -137,9 +151,8 @@ class Store:
             table, before = read(path), path.stat().st_size
             blank = pa.nulls(table.num_rows, pa.binary())
             table = table.set_column(table.column_names.index("image"), table.schema.field("image"), blank)
-            temporary = _temporary(path)
-            pq.write_table(table, temporary, compression="zstd", write_statistics=False)
-            temporary.replace(path)
+            with _written(table, path) as temporary:
+                temporary.replace(path)
             freed += before - path.stat().st_size
         return freed
 
@@ -167,10 +180,10 @@ class Store:
     def cost(path: Path) -> dict[str, Any] | None:
         """What a shard took: seconds (loading left out), rows, device, host; None where it is not known."""
         try:
-            found: dict[str, Any] = json.loads(path.with_suffix(".cost.json").read_text())
+            found = json.loads(path.with_suffix(".cost.json").read_text())
         except (OSError, ValueError):
             return None
-        return found
+        return found if isinstance(found, dict) and found.keys() >= _COST else None
 
     def sweep(self) -> int:
         """Delete temporary files whose writer is long gone; returns how many."""
@@ -185,31 +198,82 @@ def publish(path: Path, table: pa.Table) -> bool:
 
     The bytes depend on the table only, so that two runs' files can be compared.
     """
-    temporary = _temporary(path)
-    pq.write_table(table, temporary, compression="zstd", write_statistics=False)
-    return _settle(temporary, path)
+    with _written(table, path) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            if whole(path):
+                return False
+            temporary.replace(path)
+    return True
+
+
+def replace(path: Path, table: pa.Table) -> None:
+    """Write ``table`` at ``path`` whole or not at all, in place of what was there."""
+    with _written(table, path) as temporary:
+        temporary.replace(path)
+    with contextlib.suppress(OSError):
+        temporary.parent.rmdir()  # no store's, and not wanted in a folder that people look into
+
+
+def whole(path: Path) -> bool:
+    """Whether a shard is there from its first byte to its last; one that was cut short is as good as none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            footer, end = file.read(4), file.read(4)
+    except FileNotFoundError:
+        return False
+    return end == _MAGIC and int.from_bytes(footer, "little") + 12 <= size
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all, replacing what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """The table of one published shard (no partition columns guessed from its path)."""
-    return pq.ParquetFile(path).read(columns=columns)
+    """The table of one published shard (no partition columns guessed from its path).
+
+    Raises:
+        UserError: the file is not what was published.
+    """
+    with _undamaged(path):
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
 
 
 def columns(path: Path) -> list[str]:
-    """Names of a published shard's columns."""
-    names: list[str] = pq.ParquetFile(path).schema_arrow.names
+    """Names of a published shard's columns.
+
+    Raises:
+        UserError: the file is not what was published.
+    """
+    with _undamaged(path):
+        names: list[str] = pq.ParquetFile(path).schema_arrow.names
     return names
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not the content's
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it and run the same command again; "
+            "it is computed anew"
+        ) from error
 
 
 def _what(path: Path) -> str:
@@ -228,20 +292,19 @@ def _what(path: Path) -> str:
     return " ".join(p for p in parts if p)
 
 
-def _temporary(path: Path) -> Path:
+@contextmanager
+def _written(table: pa.Table, path: Path) -> Iterator[Path]:
+    """``table`` in a temporary file beside ``path``, on the disk; gone after the block unless it got another name."""
     folder = path.parent / ".tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
-
-
-def _settle(temporary: Path, path: Path) -> bool:
-    descriptor = os.open(temporary, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    temporary = folder / f"{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        pq.write_table(table, temporary, compression="zstd", write_statistics=False, write_page_checksum=True)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    return True

@@ -65,8 +65,15 @@ def test_file_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> No
 def test_a_torn_memory_is_begun_anew(tmp_path: Path) -> None:
     file, memory = tmp_path / "w.bin", tmp_path / "memory.json"
     file.write_bytes(b"one")
-    memory.write_text('{"half')
-    assert fingerprint.FileHashes(memory).of(file) == hashlib.sha256(b"one").hexdigest()
+    for content in ('{"half', "[]", "null", ""):
+        memory.write_text(content)
+        assert fingerprint.FileHashes(memory).of(file) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_memory_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+    file = tmp_path / "w.bin"
+    file.write_bytes(b"one")
+    assert fingerprint.FileHashes(tmp_path / "no" / "memory.json").of(file) == hashlib.sha256(b"one").hexdigest()
 
 
 def test_difference_names_the_leaf_and_both_values() -> None:

@@ -47,10 +47,10 @@ def test_more_workers_than_gpus_are_refused() -> None:
 
 def test_an_outcome_is_complete_only_if_every_ticket_came_back_well() -> None:
     outcome = Outcome()
-    outcome.add({"status": "ok", "detail": "", "errors": 2})
+    outcome.add({"status": "ok", "detail": "", "failed": ["a", "b"]})
     assert outcome.complete
-    outcome.add({"status": "incomplete", "detail": "generate: out of memory", "errors": 0})
-    outcome.add({"status": "incomplete", "detail": "generate: out of memory", "errors": 0})
+    outcome.add({"status": "incomplete", "detail": "generate: out of memory", "failed": []})
+    outcome.add({"status": "incomplete", "detail": "generate: out of memory", "failed": ["b"]})
     assert not outcome.complete
     assert (outcome.errors, outcome.details, outcome.statuses["incomplete"]) == (2, ["generate: out of memory"], 2)
 

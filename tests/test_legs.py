@@ -106,6 +106,19 @@ def test_what_looks_at_another_chain_s_pictures_waits_for_all_of_them() -> None:
         assert stages(legs)[-2][-1] == "score-b"
 
 
+def test_what_looks_across_is_cut_by_memory_too() -> None:
+    def across(stage: str, memory: float) -> StageSpec:
+        return spec(stage, memory, Source("generate", "x", {"k": "other"}))
+
+    found = plan(spec("generate", 4), across("score-a", 10), across("score-b", 10))
+    assert stages(cut(found, 1, 80)) == [("generate",), ("score-a", "score-b")]
+    assert stages(cut(found, 1, 20)) == [("generate",), ("score-a",), ("score-b",)]
+    assert stages(cut(found, 1, None)) == [("generate",), ("score-a",), ("score-b",)]
+    assert stages(cut(found, 0, None)) == [("generate",), ("score-a", "score-b")]
+    with pytest.raises(UserError, match="stage 'score-a' needs 10 GB .* and a GPU here has 8 GB"):
+        cut(found, 1, 8)
+
+
 @given(
     st.lists(st.floats(0, 30), min_size=5, max_size=5),
     st.integers(1, 8),

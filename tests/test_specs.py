@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def variant(root: Path, regen: str, **choices: object) -> Variant:
 
 
 def fingerprints(found: Variant) -> dict[str, str]:
-    return {s.stage: s.fingerprint for s in found.stages}
+    return {s.stage if s.kind == "score" else s.kind: s.fingerprint for s in found.stages}
 
 
 def differ(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -155,6 +156,59 @@ def test_another_name_changes_the_drawing_on_and_nothing_before(root: Path) -> N
     assert renamed.settings == plain.settings
 
 
+# Of files
+
+
+def test_where_a_file_lies_changes_nothing_and_what_it_holds_does(root: Path, tmp_path: Path) -> None:
+    def drawn(weights: Path) -> StageSpec:
+        put(root, "defense", "uce", ("  technique: replace\n", f"  technique: replace\n  weights: {weights}\n"))
+        return plan(root, defenses=("uce",), baseline=False).chains[0].variants[0].images
+
+    one, moved, other = (tmp_path / name / "uce.safetensors" for name in ("one", "moved", "other"))
+    for path, content in ((one, b"a"), (moved, b"a"), (other, b"b")):
+        path.parent.mkdir()
+        path.write_bytes(content)
+    found = [drawn(path) for path in (one, moved, other)]
+    assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
+    built = [s.worker["artefact"]["fingerprint"] for s in found]
+    assert built[0] == built[1] != built[2]
+    assert [s.worker["method"]["params"]["weights"] for s in found] == [str(one), str(moved), str(other)]
+    assert str(tmp_path) not in str([s.key for s in found])
+
+
+def test_where_a_scorer_s_weights_lie_changes_nothing(root: Path, tmp_path: Path) -> None:
+    made = plan(root)
+    images = made.chains[0].variants[0].images
+    shipped = Path(cards.__file__).parent / "shapes/weights/clip"
+
+    def scored(weights: Path, **more: object) -> StageSpec:
+        profile = made.profile.model_copy(update={"settings": {"clip_image": {"source": str(weights), **more}}})
+        return Specs(profile, made.backbone, cards.roots(root), HASHES).score(
+            "clip_image@none/base", images, images.source
+        )
+
+    for name in ("one", "moved"):
+        shutil.copytree(shipped, tmp_path / name)
+    one, moved = scored(tmp_path / "one"), scored(tmp_path / "moved")
+    assert one.fingerprint == moved.fingerprint != scored(tmp_path / "one", dtype="bfloat16").fingerprint
+    assert one.worker["params"]["source"] == str(tmp_path / "one")
+    (tmp_path / "moved/config.json").write_text("{}")
+    assert scored(tmp_path / "moved").fingerprint != one.fingerprint
+
+
+def test_given_pictures_are_read_anew_when_what_reads_or_judges_them_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(root)
+    specs = Specs(made.profile, made.backbone, cards.roots(root), HASHES)
+    plain = specs.given()
+    asked: list[str] = []
+    monkeypatch.setattr("harness.fingerprint.code", lambda modules: asked.extend(modules) or "x")
+    assert specs.given().fingerprint != plain.fingerprint
+    assert {"harness.images", "harness.stages.pictures", "harness.scorers.degenerate"} <= set(asked)
+    assert plain.key["libraries"]["pillow"]
+
+
 # Of the models
 
 
@@ -163,6 +217,29 @@ def test_another_captioner_changes_the_captions_and_what_follows(root: Path) -> 
     (root / "pipelines/judges/shapes-captioner.yaml").rename(root / "pipelines/judges/another.yaml")
     plain, changed = variant(root, "resafe"), variant(root, "resafe:vlm=another")
     assert differ(fingerprints(plain), fingerprints(changed)) == fingerprints(plain).keys() - {"generate"}
+
+
+def test_a_model_of_its_own_has_a_stage_of_its_own(root: Path) -> None:
+    """So that two of a kind are loaded once each, and not in turns for every shard."""
+    put(root, "judge", "shapes-captioner")
+    (root / "pipelines/judges/shapes-captioner.yaml").rename(root / "pipelines/judges/another.yaml")
+    put(root, "backbone", "shapes", ("steps: 12", "steps: 6"))
+    (root / "pipelines/backbones/shapes.yaml").rename(root / "pipelines/backbones/other.yaml")
+    found = plan(root, "resafe", "resafe:alpha=0.2", "resafe:backbone=other", "resafe:vlm=another")
+    pictures = [name for name in found.stage_names() if not name.startswith("score-")]
+    assert pictures == ["generate", "caption", "caption-another", "embed", "optimise", "draw", "draw-other"]
+    assert found.stage_names()[: len(pictures)] == pictures
+    models = {(s.stage, str(s.worker.get("vlm") if s.kind == "caption" else s.worker["drawing"]["backbone"]["name"]))
+              for s in found.chains[0].stages if s.kind in ("caption", "draw")}  # fmt: skip
+    assert len(models) == 4
+
+
+def test_more_tokens_than_clip_has_room_for_are_refused_before_anything_is_drawn(root: Path) -> None:
+    plan(root, "resafe:tokens=22")
+    with pytest.raises(
+        UserError, match=r"'resafe:tokens=23': tokens is 23, and CLIP of profile 'shapes' has room for 22"
+    ):
+        plan(root, "resafe:tokens=23")
 
 
 def test_the_captioner_named_by_the_card_is_the_profile_s(root: Path) -> None:

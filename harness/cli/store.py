@@ -71,17 +71,14 @@ def prune(
             raise UserError(f"nothing called {given!r} in {path}{nearest(given, known)}; see `harness store ls`")
     chosen = [e for e in entries if stage in (None, e.stage) and fingerprint in (None, e.fingerprint)]
     with found.lock():
+        pictures = found.pictures(chosen) if images else []
         if images:
-            chosen = [e for e in chosen if e.stage == "generate"]
+            holding = {p.parent for p in pictures}
+            chosen = [e for e in chosen if found.folder(e.stage, e.fingerprint) in holding]
         size = sum(e.size for e in chosen)
         what = "pictures of" if images else "all of"
         if not (yes or json) and not typer.confirm(f"remove {what} {len(chosen)} folders, {size / 1e6:.1f} MB?"):
             raise typer.Exit(1)
-        if images:
-            freed = found.discard_images(
-                p for e in chosen for p in found.folder(e.stage, e.fingerprint).glob("*.parquet")
-            )
-        else:
-            freed = found.remove(chosen)
+        freed = found.discard_images(pictures) if images else found.remove(chosen)
     result: dict[str, Any] = {"folders": len(chosen), "freed_bytes": freed}
     options.emit(result) if json else typer.echo(f"{len(chosen)} folders, {freed / 1e6:.1f} MB freed")

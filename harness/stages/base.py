@@ -5,13 +5,16 @@ stopping live here and on disk, so that they hold under any executor and any dea
 
 * A mark is written before computing (and before loading a model) and removed after. A shard whose
   marks show that it killed its worker ``tries`` times is computed row by row, each row marked; a row
-  whose mark survived is quarantined by name. Marks live in the run's folder, anew at every start.
-* A row that raises is final and counted; what may pass (memory, time) leaves the shard incomplete.
+  that killed it as often on its own is quarantined by name, unless nothing but deaths is seen: then it
+  is not the rows. Marks live in the run's folder, anew at every start.
+* A row that raises is final and counted; what may pass (memory, a full disk) leaves the shard incomplete.
 * ``faulthandler`` ends a worker that hangs; from there it is a death like any other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import faulthandler
 import importlib
 import json
@@ -26,12 +29,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness.errors import RowError, TransientError, UserError
+from harness.schema import KEY
 from harness.specs import Source, StageSpec
-from harness.store import Store, columns, publish, read
+from harness.store import Store, columns, publish, read, whole
 
 INHERITED = "base:"  # begins the error of a regeneration whose picture failed
+_LOADING = "(loading)"  # in a mark, in a row's place
+_HOPELESS = 3  # rows that failed without one success: perhaps it is not the rows
+_PASSING = {  # of the system, not of a row: a full disk, a file server or a service that is away, too many open files
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # torch and onnxruntime have no common class
 
 TICKET = pa.schema(
     [
@@ -41,7 +53,7 @@ TICKET = pa.schema(
         ("rows", pa.binary()),  # Arrow IPC of the shard's prompt rows
         ("status", pa.string()),  # "ok", or why the rest of the chain is not done: "stopped", "incomplete", "failed"
         ("detail", pa.string()),  # for people: what went wrong
-        ("errors", pa.int32()),  # rows of this shard that ended in an error, so far
+        ("failed", pa.list_(pa.string())),  # rows of this shard that ended in an error, computed just now
     ]
 )
 
@@ -69,7 +81,7 @@ class Site:
     store: Store
     run: Path  # folder of the run: marks, stop file, sidecars
     device: str = "cpu"
-    tries: int = 2  # deaths of a whole shard before it is split into rows
+    tries: int = 2  # deaths of a whole shard before it is split into rows, and of a row alone before it is given up
     limit_s: float = 3600.0  # a call that takes longer is a hang
 
     @property
@@ -113,16 +125,17 @@ class Stage:
                 break
             try:
                 self._ensure(spec, row)
-            except (TransientError, MemoryError) as error:
-                row |= {"status": "incomplete", "detail": f"{spec.stage}: {error}"}
             except Exception as error:  # the boundary: one shard's bug must not take the others along
-                row |= {"status": "failed", "detail": f"{spec.stage}: {type(error).__name__}: {error}"}
+                if passing(error):
+                    row |= {"status": "incomplete", "detail": f"{spec.stage}: {error}"}
+                else:
+                    row |= {"status": "failed", "detail": f"{spec.stage}: {type(error).__name__}: {error}"}
                 self._log(spec, row["key"], {"traceback": traceback.format_exc()})
         return pa.Table.from_pylist([row], schema=TICKET)
 
     def _ensure(self, spec: StageSpec, row: dict[str, Any]) -> None:
         path = self._site.store.path(spec.stage, spec.fingerprint, row["key"])
-        if not path.exists():
+        if not whole(path):
             if self._site.stop.exists():
                 row |= {"status": "stopped", "detail": "the run was stopped"}
                 return
@@ -131,7 +144,7 @@ class Stage:
             publish(path, output)
             self._site.store.note_cost(path, seconds, output.num_rows, self._site.device if spec.gpu else "cpu")
             self._log(spec, row["key"], {"seconds": seconds, "rows": output.num_rows, "deaths": deaths})
-        row["errors"] += _failed(path)
+            row["failed"] = sorted({*row["failed"], *failed(read(path, error_columns(path)))})
 
     def _input(self, spec: StageSpec, row: dict[str, Any]) -> pa.Table:
         """The stage's rows: the ticket's own, or the columns of all it reads side by side."""
@@ -159,7 +172,8 @@ class Stage:
             with marks.held(None), self._watched(spec, key):
                 worker = self._load(spec)
                 started = time.perf_counter()
-                output = _Bisection(worker, spec.stage, lambda entry: self._log(spec, key, entry))(rows)
+                search = _Bisection(worker, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+                (output,) = search([rows])
         else:
             started = time.perf_counter()
             output = self._one_by_one(spec, key, rows, marks)
@@ -167,20 +181,33 @@ class Stage:
         return output, time.perf_counter() - started, deaths
 
     def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
-        """Each row on its own, marked; a row whose mark survived has killed its worker and is quarantined."""
-        parts = []
-        for i in range(rows.num_rows):
-            one = rows.slice(i, 1)
-            name = _name(one)
-            with self._watched(spec, key):
-                worker = self._load(spec)
-                if marks.count(name):
-                    self._log(spec, key, {"quarantined": name})
-                    parts.append(worker.failed(one, f"{spec.stage}:crash"))
-                else:
-                    with marks.held(name):
-                        parts.append(_Bisection(worker, spec.stage, lambda entry: self._log(spec, key, entry))(one))
-        return pa.concat_tables(parts).combine_chunks()
+        """Each row on its own, marked; a row that has killed its worker ``tries`` times is quarantined.
+
+        Raises:
+            _DeadlyError: loading the model is what kills, or every row so far has.
+        """
+        if marks.count(_LOADING) >= self._site.tries:
+            raise _DeadlyError("loading its model kills the worker (is there room for it?)")
+        parts = [rows.slice(i, 1) for i in range(rows.num_rows)]
+        names = [_name(part) for part in parts]
+        deadly = [marks.count(name) >= self._site.tries for name in names]
+        if sum(deadly) >= _HOPELESS and not any(marks.ended(name) for name in names):
+            raise _DeadlyError(f"every row kills the worker, first {names[0]}")
+        with marks.held(_LOADING), self._watched(spec, key):
+            worker = self._load(spec)
+
+        def alone(part: pa.Table) -> pa.Table:
+            with marks.held(_name(part)), self._watched(spec, key):
+                return worker(part)
+
+        search = _Bisection(alone, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+        computed = iter(search([part for part, dead in zip(parts, deadly, strict=True) if not dead]))
+        output = []
+        for part, name, dead in zip(parts, names, deadly, strict=True):
+            if dead:
+                self._log(spec, key, {"quarantined": name})
+            output.append(worker.failed(part, f"{spec.stage}:crash") if dead else next(computed))
+        return pa.concat_tables(output).combine_chunks()
 
     def _load(self, spec: StageSpec) -> Worker:
         """The stage's model, loaded at first need; the module may keep what two specs share."""
@@ -209,9 +236,10 @@ class Stage:
         where = {"stage": spec.stage, "fingerprint": spec.fingerprint, "shard": key}
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         folder = self._site.run / "log"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps(where | who | entry) + "\n")
+        with contextlib.suppress(OSError):  # what cannot be noted is no reason to lose what was computed
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
+                file.write(json.dumps(where | who | entry) + "\n")
 
 
 def beside(table: pa.Table, other: pa.Table) -> pa.Table:
@@ -229,13 +257,38 @@ def beside(table: pa.Table, other: pa.Table) -> pa.Table:
     return table
 
 
-def _failed(path: Path) -> int:
-    """Rows of a published shard that ended in an error there; what a regeneration inherits counts only once."""
-    names = [c for c in columns(path) if c == "error" or c.partition("@")[0].endswith("_error")]
-    if not names:
-        return 0
-    rows = read(path, names).to_pylist()
-    return sum(any(code and not code.startswith(INHERITED) for code in row.values()) for row in rows)
+def error_columns(path: Path) -> list[str]:
+    """Columns of a published shard that ``failed`` looks at."""
+    return [c for c in columns(path) if c in KEY or _says_error(c)]
+
+
+def failed(rows: pa.Table) -> set[str]:
+    """Names of the rows that ended in an error of their own; what a regeneration inherits is its picture's."""
+    found: set[str] = set()
+    key = [c for c in KEY if c in rows.column_names]
+    for name in filter(_says_error, rows.column_names):
+        codes = rows[name]
+        own = pc.and_(pc.is_valid(codes), pc.invert(pc.fill_null(pc.starts_with(codes, INHERITED), False)))
+        found |= {" ".join(map(str, row.values())) for row in rows.select(key).filter(own).to_pylist()}
+    return found
+
+
+def _says_error(column: str) -> bool:
+    return column == "error" or column.partition("@")[0].endswith("_error")
+
+
+def passing(error: Exception) -> bool:
+    """Whether nothing is wrong with the rows and another try may do: memory, a full disk, a service that is away."""
+    if isinstance(error, (RowError, UserError)):
+        return False
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    known = isinstance(error, (TransientError, MemoryError))
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+class _DeadlyError(Exception):
+    """Workers die whatever the row."""
 
 
 class _HopelessError(Exception):
@@ -249,40 +302,66 @@ class _Bisection:
     """Call a worker; when it raises, halve the rows until the bad ones are found.
 
     A row that raises on its own is final, with the error ``<stage>:<exception>``. When several rows
-    fail and none succeeds it is not the rows: the first exception goes on.
+    fail and none succeeds, wherever it is tried, it is not the rows: the first exception goes on.
     """
 
-    hopeless = 3  # failed rows without one success
+    probes = 8  # rows all over the shard that are tried before giving up
 
-    def __init__(self, worker: Worker, stage: str, log: Callable[[dict[str, Any]], None]) -> None:
-        self._worker, self._stage, self._log = worker, stage, log
+    def __init__(
+        self,
+        call: Callable[[pa.Table], pa.Table],
+        failed: Callable[[pa.Table, str], pa.Table],
+        stage: str,
+        log: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._call, self._failed, self._stage, self._log = call, failed, stage, log
         self._failures: list[Exception] = []
         self._succeeded = False
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        output = self._solve(rows)
+    def __call__(self, parts: Sequence[pa.Table]) -> list[pa.Table]:
+        """The output of each part."""
+        try:
+            outputs = [self._solve(part) for part in parts]
+        except _HopelessError:
+            if not self._works_somewhere([part.slice(i, 1) for part in parts for i in range(part.num_rows)]):
+                raise
+            self._failures.clear()
+            outputs = [self._solve(part) for part in parts]
         if len(self._failures) > 1 and not self._succeeded:
             raise self._failures[0]
-        return output
+        return outputs
+
+    def _works_somewhere(self, rows: Sequence[pa.Table]) -> bool:
+        """Whether any of a few rows succeeds, from the last to the first: bad ones often stand side by side."""
+        for row in rows[:: -max(1, len(rows) // self.probes)]:
+            try:
+                self._call(row)
+            except Exception as error:
+                if passing(error):
+                    raise
+            else:
+                self._succeeded = True
+                break
+        return self._succeeded
 
     def _solve(self, rows: pa.Table) -> pa.Table:
         try:
-            output = self._worker(rows)
-        except (TransientError, MemoryError, UserError, _HopelessError):
-            raise
+            output = self._call(rows)
         except Exception as error:
+            if passing(error) or isinstance(error, UserError):
+                raise
             if rows.num_rows > 1:
                 half = rows.num_rows // 2
                 return pa.concat_tables(
                     [self._solve(rows.slice(0, half)), self._solve(rows.slice(half))]
                 ).combine_chunks()
             if isinstance(error, RowError):  # known and final, however many rows have it
-                return self._worker.failed(rows, error.code)
+                return self._failed(rows, error.code)
             self._log({"row": _name(rows), "traceback": traceback.format_exc()})
             self._failures.append(error)
-            if len(self._failures) >= self.hopeless and not self._succeeded:
+            if len(self._failures) >= _HOPELESS and not self._succeeded:
                 raise _HopelessError(self._failures[0]) from self._failures[0]
-            return self._worker.failed(rows, f"{self._stage}:{type(error).__name__}")
+            return self._failed(rows, f"{self._stage}:{type(error).__name__}")
         self._succeeded = True
         return output
 
@@ -299,14 +378,21 @@ class Marks:
 
     def count(self, row: str | None) -> int:
         """How many attempts at ``row`` (None: the whole shard) never ended."""
-        if not self._path.exists():
-            return 0
-        counts = {"begin": 0, "end": 0}
-        for line in self._path.read_text().splitlines():
-            entry = json.loads(line)
-            if entry["row"] == row:
-                counts[entry["event"]] += 1
-        return counts["begin"] - counts["end"]
+        events = self._events(row)
+        return events.count("begin") - events.count("end")
+
+    def ended(self, row: str | None) -> bool:
+        """Whether an attempt at ``row`` ended, well or not, and left the process alive."""
+        return "end" in self._events(row)
+
+    def _events(self, row: str | None) -> list[str]:
+        found = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            with contextlib.suppress(ValueError):  # a torn line: the disk was full
+                entry = json.loads(line)
+                if entry["row"] == row:
+                    found.append(entry["event"])
+        return found
 
     @contextmanager
     def held(self, row: str | None) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from harness.errors import RowError, TransientError
 from harness.specs import Source, StageSpec
-from harness.stages.base import TICKET, Marks, Site, Stage, Station, beside
+from harness.stages.base import TICKET, Marks, Site, Stage, Station, beside, failed
 from harness.store import Store, publish, read
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("sample", pa.int32()), ("value", pa.int64()), ("error", pa.string())])
@@ -39,6 +40,12 @@ class Doubling:
                 raise RowError("refused")
             if row["value"] == -4:
                 raise TransientError("come back later")
+            if row["value"] == -6:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if row["value"] == -7:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            if row["value"] == -8:
+                raise OSError("image file is truncated")
             out.append(row | {"value": 2 * row["value"], "error": None})
         return pa.Table.from_pylist(out, schema=SCHEMA)
 
@@ -50,6 +57,9 @@ def _install() -> None:
     module = types.ModuleType("harness.stages.doubling")
     module.load = lambda worker, site, previous: Doubling()  # type: ignore[attr-defined]
     sys.modules["harness.stages.doubling"] = module
+    deadly = types.ModuleType("harness.stages.deadly")
+    deadly.load = lambda worker, site, previous: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[attr-defined]
+    sys.modules["harness.stages.deadly"] = deadly
 
 
 _install()
@@ -70,7 +80,7 @@ def _ticket(values: list[int]) -> pa.Table:
         "rows": sink.getvalue().to_pybytes(),
         "status": "ok",
         "detail": "",
-        "errors": 0,
+        "failed": [],
     }
     return pa.Table.from_pylist([ticket], schema=TICKET)
 
@@ -82,21 +92,22 @@ def site(tmp_path: Path) -> Site:
     return Site(store=Store.open(tmp_path / "store"), run=run, tries=2, limit_s=60.0)
 
 
-def _once(site: Site, values: list[int]) -> dict[str, Any]:
-    found: dict[str, Any] = Stage({0: (SPEC,)}, site)(_ticket(values)).to_pylist()[0]
+def _once(site: Site, values: list[int], spec: StageSpec = SPEC) -> dict[str, Any]:
+    found: dict[str, Any] = Stage({0: (spec,)}, site)(_ticket(values)).to_pylist()[0]
     return found
 
 
-def _in_process(site: Site, values: list[int]) -> None:
+def _in_process(site: Site, values: list[int], spec: StageSpec) -> None:
     _install()
-    _once(site, values)
+    found = _once(site, values, spec)
+    (site.run / "ticket.json").write_text(json.dumps({k: found[k] for k in ("status", "detail")}))
 
 
-def _until_done(site: Site, values: list[int], attempts: int) -> list[int]:
+def _until_done(site: Site, values: list[int], attempts: int, spec: StageSpec = SPEC) -> list[int]:
     """What Ray does: start the actor again until the ticket comes back; exit codes of the tries."""
     codes = []
     for _ in range(attempts):
-        process = multiprocessing.get_context("spawn").Process(target=_in_process, args=(site, values))
+        process = multiprocessing.get_context("spawn").Process(target=_in_process, args=(site, values, spec))
         process.start()
         process.join(60)
         codes.append(process.exitcode)
@@ -119,7 +130,7 @@ def test_good_rows_are_published_once_and_passed_on(site: Site) -> None:
 
 def test_a_raising_row_is_final_and_costs_no_other_row(site: Site) -> None:
     ticket = _once(site, [1, 2, -1, 4, 5])
-    assert (ticket["status"], ticket["errors"]) == ("ok", 1)
+    assert (ticket["status"], ticket["failed"]) == ("ok", ["r2 0"])
     assert [r["error"] for r in _output(site)] == [None, None, "double:ValueError", None, None]
     assert [r["value"] for r in _output(site)] == [2, 4, None, 8, 10]
 
@@ -129,6 +140,14 @@ def test_when_every_row_raises_nothing_is_published(site: Site) -> None:
     assert ticket["status"] == "failed"
     assert "minus one" in ticket["detail"]
     assert not site.store.path(SPEC.stage, SPEC.fingerprint, "k").exists()
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_bad_rows_side_by_side_are_the_rows_as_long_as_any_other_succeeds(site: Site, place: str) -> None:
+    good, bad = list(range(1, 20)), [-1] * 12
+    ticket = _once(site, [*bad, *good] if place == "first" else [*good, *bad])
+    assert (ticket["status"], len(ticket["failed"])) == ("ok", 12)
+    assert {r["error"]: r["value"] for r in _output(site)} == {"double:ValueError": None, None: 38}
 
 
 def test_a_known_row_error_keeps_its_code_even_if_every_row_has_it(site: Site) -> None:
@@ -148,11 +167,70 @@ def test_a_transient_failure_leaves_the_shard_incomplete(site: Site) -> None:
     assert Marks(site.run / "attempts" / f"double-{SPEC.fingerprint}-k.jsonl").count(None) == 0
 
 
+@pytest.mark.parametrize(("value", "said"), [(-6, "No space left"), (-7, "can't allocate memory")])
+def test_what_the_machine_lacks_is_no_row_s_error(site: Site, value: int, said: str) -> None:
+    for values in ([value], [1, value, 3]):
+        ticket = _once(site, values)
+        assert ticket["status"] == "incomplete"
+        assert said in ticket["detail"]
+        assert not site.store.path(SPEC.stage, SPEC.fingerprint, "k").exists()
+
+
+def test_a_file_that_cannot_be_understood_is_a_row_s_error(site: Site) -> None:
+    assert _once(site, [1, -8])["status"] == "ok"
+    assert [r["error"] for r in _output(site)] == [None, "double:OSError"]
+
+
+def test_a_shard_that_was_cut_short_is_computed_anew(site: Site) -> None:
+    _once(site, [1, 2])
+    path = site.store.path(SPEC.stage, SPEC.fingerprint, "k")
+    before = path.read_bytes()
+    for torn in (before[:-1], before[: len(before) // 2], b""):
+        path.write_bytes(torn)
+        assert _once(site, [1, 2])["status"] == "ok"
+        assert path.read_bytes() == before
+
+
+def test_a_sidecar_that_cannot_be_written_loses_nothing(site: Site) -> None:
+    (site.run / "log").write_text("a file where the folder should be")
+    assert _once(site, [1, -1])["status"] == "ok"
+    assert [r["error"] for r in _output(site)] == [None, "double:ValueError"]
+
+
+def test_a_torn_mark_is_passed_over(site: Site) -> None:
+    path = site.run / "attempts" / f"double-{SPEC.fingerprint}-k.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"row": null, "event": "begin"}\n{"row": null, "ev')
+    assert Marks(path).count(None) == 1
+    assert _once(site, [1])["status"] == "ok"
+
+
+def test_a_model_that_kills_whoever_loads_it_ends_and_publishes_nothing(site: Site) -> None:
+    spec = StageSpec(stage="double", kind="deadly", worker={}, key={}, fingerprint="d" * 16)
+    codes = _until_done(site, [1, 2], attempts=8, spec=spec)
+    assert codes == [-signal.SIGKILL] * 2 * site.tries + [0]
+    ticket = json.loads((site.run / "ticket.json").read_text())
+    assert ticket["status"] == "failed"
+    assert "loading its model kills the worker" in ticket["detail"]
+    assert not site.store.path(SPEC.stage, spec.fingerprint, "k").exists()
+
+
+def test_when_every_row_kills_it_is_not_the_rows(site: Site) -> None:
+    """A machine without memory must not have its rows given up for good."""
+    impatient = Site(store=site.store, run=site.run, tries=1)
+    codes = _until_done(impatient, [-2] * 5, attempts=8)
+    assert codes == [-signal.SIGKILL] * 4 + [0]
+    ticket = json.loads((site.run / "ticket.json").read_text())
+    assert ticket["status"] == "failed"
+    assert "every row kills the worker, first r0#0" in ticket["detail"]
+    assert not site.store.path(SPEC.stage, SPEC.fingerprint, "k").exists()
+
+
 def test_a_row_that_kills_its_process_is_quarantined_by_name(site: Site) -> None:
     codes = _until_done(site, [1, -2, 3], attempts=8)
     assert codes[-1] == 0
     assert set(codes[:-1]) == {-signal.SIGKILL}
-    assert len(codes) == site.tries + 2  # two whole shards, one row on its own, and the rest
+    assert len(codes) == 2 * site.tries + 1  # two whole shards, the row twice on its own, and the rest
     assert [(r["value"], r["error"]) for r in _output(site)] == [(2, None), (None, "double:crash"), (6, None)]
     logged = [json.loads(line) for p in (site.run / "log").iterdir() for line in p.read_text().splitlines()]
     assert [e["quarantined"] for e in logged if "quarantined" in e] == ["r1#0"]
@@ -275,19 +353,25 @@ def test_a_reference_of_other_prompts_is_refused(site: Site) -> None:
 
 
 def test_what_a_regeneration_inherits_is_not_counted_again(site: Site) -> None:
-    for stage, errors in {
-        "generate": {"error": [None, "crash", None]},
-        "draw": {"error": [None, "base:crash", "caption:refusal"]},
-        "score-a": {"a_error@same/base": ["size", None, None]},
-        "score-b": {"b_error": [None, None, None]},
-        "caption": {"caption_failure": ["caption:refusal", None, None]},  # counted where it is drawn
-    }.items():
-        rows = {name: pa.array(values, pa.string()) for name, values in errors.items()}
-        publish(site.store.path(stage, "f", "k"), pa.table({"row_id": ["x", "y", "z"], **rows}))
-    names = ("generate", "caption", "draw", "score-a", "score-b")
-    specs = [StageSpec(stage=n, kind="seeing", worker={}, key={}, fingerprint="f") for n in names]
-    station = Station([{0: (spec,)} for spec in specs], site)
-    assert station(_ticket([])).to_pylist()[0]["errors"] == 3
+    codes: list[tuple[dict[str, list[str | None]], set[str]]] = [
+        ({"error": [None, "crash", None]}, {"y"}),
+        ({"error": [None, "base:crash", "caption:refusal"]}, {"z"}),
+        ({"a_error@same/base": ["size", None, None], "a_value": ["1", "2", "3"]}, {"x"}),
+        ({"b_error": [None, None, None]}, set()),
+        ({"caption_failure": ["caption:refusal", None, None]}, set()),  # counted where it is drawn
+        ({"error": ["base:crash", "crash", None], "b_error": ["size", "size", None]}, {"x", "y"}),  # each row once
+    ]
+    for columns, expected in codes:
+        given = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        assert failed(pa.table({"row_id": ["x", "y", "z"], **given})) == expected
+
+
+def test_a_ticket_tells_of_rows_that_failed_just_now(site: Site) -> None:
+    first = StageSpec(stage="double", kind="doubling", worker={}, key={}, fingerprint="1")
+    second = StageSpec(stage="again", kind="doubling", worker={}, key={}, upstream=(first.source,), fingerprint="2")
+    station = Station([{0: (first,)}, {0: (second,)}], site)
+    assert station(_ticket([1, -1])).to_pylist()[0]["failed"] == ["r1 0"]
+    assert station(_ticket([1, -1])).to_pylist()[0]["failed"] == []  # published: counted before the run began
 
 
 def test_a_stage_of_several_variants_publishes_each_and_stops_at_the_first_that_fails(site: Site) -> None:
