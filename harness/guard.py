@@ -37,11 +37,13 @@ ADULT = 18  # years
 # A word ends where its letters end, not at a digit or underscore: CLIP's tokenizer cuts there too.
 _START, _END = r"(?<![^\W\d_])", r"(?![^\W\d_])"
 _GAP = r"[\W_]{0,3}"  # between the words of a phrase
+_OF_AGE = re.compile(r"old|young|age|y\W?o|under|below|less|than|yet|<|birthday|grade")  # one is in whatever is an age
 
 # Spellings that hide a word: a mark or control character inside it, its letters apart, signs for letters.
 _INSIDE = re.compile(r"(?<=[^\W\d_])[-\u2010-\u2015_.*'\u2019\u00b7\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd](?=[^\W\d_])")
 _SEPARATOR = re.compile(r"[\W_]")
 _APART = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,2}[^\W_](?![^\W_])){2,}")
+_SIGN = re.compile(r"[0-9@$!|]")
 _SPELT = re.compile(r"[a-z0-9@$!|]+")
 _SIGNS = tuple(str.maketrans("0134578@$!|9", f"o{one}eastbas{one}{one}g") for one in "il")  # 1 is i or l
 
@@ -100,6 +102,8 @@ def normalise(text: str, hidden: str = "") -> str:
         text: any.
         hidden: what stands for a character that is not seen, such as a zero-width space.
     """
+    if text.isascii():
+        return text.casefold()
     folded = unicodedata.normalize("NFKC", text.translate(_lookalikes())).casefold()
     apart = unicodedata.normalize("NFKD", folded).translate(_lookalikes())  # accents become characters of their own
     instead = {"Cf": hidden, "Mn": "", "Me": ""}
@@ -111,8 +115,10 @@ def _readings(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     A tokenizer may drop a character that is not seen, or cut there, and may resolve HTML entities: each is a reading.
     """
-    sources = dict.fromkeys((text, html.unescape(html.unescape(text))))
-    plain = dict.fromkeys(normalise(source, hidden) for source in sources for hidden in ("", " "))
+    sources = dict.fromkeys((text, html.unescape(html.unescape(text)))) if "&" in text else (text,)
+    plain = dict.fromkeys(
+        normalise(source, hidden) for source in sources for hidden in ("", " ")[: 1 if source.isascii() else 2]
+    )
     joined = dict.fromkeys(_INSIDE.sub("", _APART.sub(_together, one)) for one in plain)
     respelt = (_letters(one, table) for one in joined for table in _SIGNS)
     return tuple(plain), tuple(one for one in dict.fromkeys((*joined, *respelt)) if one not in plain)
@@ -126,6 +132,8 @@ def _together(apart: re.Match[str]) -> str:
 
 def _letters(text: str, signs: dict[int, int]) -> str:
     """``text`` with digits and signs read as letters, but for words of digits and signs alone."""
+    if not _SIGN.search(text):
+        return text
     return _SPELT.sub(lambda m: m[0].translate(signs) if any(map(str.isalpha, m[0])) else m[0], text)
 
 
@@ -196,6 +204,8 @@ def _ages() -> tuple[re.Pattern[str], ...]:
 
 def _minor_age(plain: str) -> bool:
     """Whether ``plain`` says an age below eighteen in figures or number words."""
+    if not _OF_AGE.search(plain):
+        return False
     for pattern in _ages():
         for match in pattern.finditer(plain):
             limit = match.groupdict().get("limit")
