@@ -6,6 +6,7 @@ one of the shapes world. ReSafe's embedding and prompt optimisation and the CLIP
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 MICRO_BATCH = 32
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+_WINDOW = 77  # of a configuration that says none
 _PARAMS = ("source", "revision", "dtype", "micro_batch")
 
 _Item = TypeVar("_Item")
@@ -63,6 +65,25 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Clip:
     if micro_batch < 1:
         raise UserError(f"clip {given!r}: micro_batch is {micro_batch}, not 1 or more")
     return Clip(model.to(device).eval().requires_grad_(False), tokenizer, processor, micro_batch=micro_batch)
+
+
+def room(source: str, revision: str | None = None) -> int | None:
+    """How many tokens fit between begin and end, from the configuration alone; None where that is not here.
+
+    Args:
+        source: a folder, ``package:harness/...``, or a hub id.
+        revision: of the hub's repository; None: what this machine holds.
+    """
+    path = Path(_folder(source)) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, "config.json", revision=revision) if source.count("/") == 1 else None
+        if not isinstance(found, str):
+            return None
+        path = Path(found)
+    told = json.loads(path.read_text(encoding="utf-8")).get("text_config") or {}
+    return int(told.get("max_position_embeddings", _WINDOW)) - 2
 
 
 def _folder(source: str) -> str:

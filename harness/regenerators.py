@@ -58,6 +58,12 @@ class Optimise(Model):
     compile: Literal["off", "inductor", "graph", "inductor-graph"] = "off"
     memory_gb: Amount = 4
 
+    @model_validator(mode="after")
+    def _whole(self) -> Optimise:
+        if self.ban_concept and not self.words:
+            raise ValueError("ban_concept bans nothing: the card lists no `words`")
+        return self
+
 
 class Draw(Model):
     """Draw a prompt with a backbone (Section 3.3)."""
@@ -124,6 +130,21 @@ class Regenerator:
         if self.optimise is None or self.optimise.plateau is None:
             return {}
         return {"deviation": f"stops after {self.optimise.plateau} iterations without improvement"}
+
+    def banned(self, concept: str) -> tuple[str, ...]:
+        """Words that no optimised prompt may hold, beside age terms.
+
+        Raises:
+            UserError: the concept's are to be banned, and the card lists none.
+        """
+        if self.optimise is None or not self.optimise.ban_concept:
+            return ()
+        if concept not in self.optimise.words:
+            raise UserError(
+                f"regenerator {self.variant!r} is to ban the words of concept {concept!r}, and its card lists some for "
+                f"{', '.join(self.optimise.words)} only; see {show(self.card.path)}"
+            )
+        return self.optimise.words[concept]
 
     def admits(self, edition: str, concept: str) -> bool:
         """Whether the method knows how to remove ``concept``: captions are rewritten concept by concept."""

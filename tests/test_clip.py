@@ -118,6 +118,14 @@ def test_it_loads_from_a_folder_in_another_dtype(tmp_path: Path) -> None:
     assert loaded.images(pictures(1)).shape == (1, 16)
 
 
+def test_the_room_for_tokens_is_known_without_the_model(model: clip.Clip, tmp_path: Path) -> None:
+    assert clip.room(SOURCE["source"]) == clip.room(str(FOLDER)) == model.window - 2 == 22
+    (tmp_path / "config.json").write_text("{}")
+    assert clip.room(str(tmp_path)) == 75
+    assert clip.room("no/such-model", "0" * 40) is None
+    assert clip.room(str(tmp_path / "nothing")) is None
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [

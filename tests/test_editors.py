@@ -446,7 +446,9 @@ def test_editors_stand_beside_a_defense_in_a_run(desk: Desk, root: Path) -> None
     stages: dict[str, list[dict[str, Any]]] = {}
     for path in desk.shards():
         rows = pq.read_table(desk.store / path).to_pylist()
-        stages.setdefault(path.split("/")[0], []).extend(rows)
+        stages.setdefault(path.split("/")[0].partition("-")[0], []).extend(rows)
+    assert (desk.store / "edit-pixels").is_dir()  # each editor has a stage to itself, so that it is loaded once
+    assert (desk.store / "edit-halves").is_dir()
     base = {row["row_id"]: row for row in stages["generate"]}
     assert len(base) == 4
     told["pixels:steps=3"] = told["pixels"].model_copy(update={"steps": 3})

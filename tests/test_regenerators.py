@@ -112,6 +112,7 @@ def test_none_is_no_regenerator() -> None:
         ("resafe:text=safe_caption", "no 'text'"),  # what is drawn, what is banned: a card's own business
         ("resafe:words=nude", "no 'words'"),
         ("pez:alpha=0.5", "alpha above 0 mixes in a caption, and pez makes none"),
+        ("pez:ban_concept=true", "ban_concept bans nothing: the card lists no `words`"),
     ],
 )
 def test_a_wrong_name_key_or_value_is_one_clear_line(spec: str, said: str) -> None:
@@ -161,6 +162,15 @@ def test_settings_name_what_a_cell_must_say() -> None:
     assert asked.deviations()["deviation"] == "stops after 50 iterations without improvement"
     assert asked.method()["drawn by"] == "the defended backbone"
     assert one("resafe:backbone=sd-1-4").method()["drawn by"] == "sd-1-4"
+
+
+def test_words_are_banned_where_the_card_lists_them_and_else_it_is_said() -> None:
+    assert one("resafe").banned("nudity") == ()
+    assert one("resafe:ban_concept=true").banned("nudity") == ("star", "sparkle", "twinkle")
+    assert "naked" in one("resafe:ban_concept=true", "paper").banned("nudity")
+    with pytest.raises(UserError, match=r"words of concept 'church', and its card lists some for nudity, violence"):
+        one("resafe:ban_concept=true", "paper").banned("church")
+    assert one("simple-caption").banned("church") == ()
 
 
 @pytest.mark.parametrize(
