@@ -6,7 +6,9 @@ Exit codes: 0 done; 1 a stage failed; 2 a mistake in what was given; 3 too many 
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any
 
 import typer
 
@@ -35,6 +37,8 @@ app = typer.Typer(
 for module in (evaluate, images, look, report, judge, fetch, store):
     module.register(app)
 
+_Misuse: Any = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this Typer has it from
+
 
 def _version(show: bool) -> None:
     if show:
@@ -49,12 +53,48 @@ def _root(
     """Options of the program itself."""
 
 
+class _Pipe(io.FileIO):
+    """A standard stream whose reader may leave (`harness eval ... | head`): what follows goes nowhere.
+
+    So the work is ended properly, with its own exit code, instead of breaking off in the middle of a line.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _outlive(stream: Any) -> Any:
+    """``stream``, one of the process's two outputs, as one that its reader may leave."""
+    try:
+        raw = _Pipe(stream.fileno(), "w", closefd=False)
+    except (AttributeError, OSError):  # closed, or something in memory
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    sys.stdout, sys.stderr = _outlive(sys.stdout), _outlive(sys.stderr)
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)  # a command that leaves early gives its exit code
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
+    except _Misuse as error:
+        if said := error.format_message():  # else nothing was asked for, and the help has been printed
+            where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+            print(f"harness: {said.removesuffix('.')}{where}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:  # a question that nobody answered
+        print("harness: aborted", file=sys.stderr)
+        sys.exit(130)

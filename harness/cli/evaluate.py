@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options, running
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.evaluate import Places
     from harness.plan import Request
+
+_SEEDS = 2**63  # half of what a row can hold: a prompt's further samples take the seeds that follow
 
 Defense = Annotated[
     str, typer.Option("--defense", "-d", help="Defenses, comma separated, or 'all'. See `harness list defenses`.")
@@ -46,7 +49,8 @@ Category = Annotated[
     str | None, typer.Option("--category", help="Only prompts about any of these, comma separated (I2P: sexual, ...).")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="This seed for every row, instead of the benchmark's own.")
+    int | None,
+    typer.Option("--seed", min=0, max=_SEEDS, help="This seed for every row, instead of the benchmark's own."),
 ]
 Baseline = Annotated[bool, typer.Option("--baseline/--no-baseline", help="Evaluate the undefended backbone beside.")]
 DiscardImages = Annotated[
@@ -59,7 +63,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval", epilog="Example: harness eval --defense rece,uce --bench ring-a-bell-k77 --profile shapes")(
         evaluate
     )
-    app.command("plan", epilog="Example: harness plan --defense all --bench i2p")(plan)
+    app.command("plan", epilog="Example: harness plan --defense all --bench i2p --profile shapes")(plan)
 
 
 def evaluate(
@@ -136,11 +140,25 @@ def _request(chosen: Mapping[str, Any]) -> Request:
     return Request(
         defenses=options.split(chosen["defense"]),
         benches=options.split(chosen["bench"]),
-        ids=options.split(chosen["ids"] or ""),
-        categories=options.split(chosen["category"] or ""),
-        regens=None if chosen["regen"] is None else options.split(chosen["regen"]),
+        ids=_some("--ids", chosen["ids"]) or (),
+        categories=_some("--category", chosen["category"]) or (),
+        regens=_some("--regen", chosen["regen"]),
         **{name: chosen[name] for name in ("profile", "backbone", "concept", "limit", "seed", "baseline")},
     )
+
+
+def _some(option: str, text: str | None) -> tuple[str, ...] | None:
+    """What an option names; None without the option.
+
+    Raises:
+        UserError: it names nothing, as an empty shell variable does; the run would be over every row.
+    """
+    if text is None:
+        return None
+    found = options.split(text)
+    if not found:
+        raise UserError(f"{option} {text!r} names nothing; leave {option} out, or say what is wanted")
+    return found
 
 
 def _print_plan(request: Request, places: Places, num_gpus: int | None, gpu_memory: float | None, json: bool) -> None:

@@ -45,8 +45,8 @@ def places(store: Path, out: Path, data: Path, cards: Path | None) -> Places:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """``"a, b"`` as ("a", "b")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """``"a, b, a"`` as ("a", "b")."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def emit(value: Any) -> None:
