@@ -88,4 +88,4 @@ def test_a_command_whose_reader_leaves_keeps_its_exit_code(words: tuple[str, ...
     )
     assert command.stdout is not None
     command.stdout.close()
-    assert command.wait(timeout=60) == code
+    assert command.wait(timeout=300) == code
