@@ -9,15 +9,17 @@ Two sets of prompts are published, and they give other numbers; a file is known 
 - ``q16``: ml-research/Q16 ``data/ViT-L-14/prompts.p``, read by DMUA, TraSCE, I2P, Receler;
 - ``unsafe-diffusion``: YitingQu/unsafe-diffusion, in CharlesGong12/RECE ``prompts_finetuned.pt``, read by RECE.
 
-Any other file gives a warning, and is refused where ``prompt_set`` names a set. The pickle is read by an unpickler
-that can rebuild an array of numbers and do nothing else. Image features are of float32 by default (as I2P and Receler
-have it; DMUA and TraSCE run the tower in float16).
+Any other file gives a warning, and is refused where ``prompt_set`` names a set. Of the pickle only what an array is
+made of is read; nothing in it is called. Image features are of float32 by default (as I2P and Receler have it; DMUA
+and TraSCE run the tower in float16).
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +68,11 @@ PUBLISHED = {
 }
 _HOW = "download " + ", or ".join(known.origin for known in PUBLISHED.values()) + ", and name it in the profile"
 _LARGEST = 1 << 20  # bytes; the published files have 3,231 and 6,955
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # operations of a pickle that number what it holds
+_ARRAY = (
+    *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+)  # what a pickled array names
 
 Array = NDArray[np.float64]
 
@@ -190,20 +197,40 @@ def _tensor(path: Path) -> NDArray[Any]:
 
 
 def _array(path: Path) -> NDArray[Any]:
-    found = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
-    if not isinstance(found, np.ndarray):
+    data = path.read_bytes()
+    if any(code.name in _MEMO and (argument or 0) > len(data) for code, argument, _ in pickletools.genops(data)):
+        raise pickle.UnpicklingError("an index beyond the file")  # Python would make room for it
+    found = _Recipes(io.BytesIO(data)).load()
+    if not isinstance(found, _Recipe):
         raise TypeError(f"holds a {type(found).__name__}, not an array")
-    return found
+    _, shape, kind, by_columns, numbers = found.state
+    code, order = str(kind.given[0]), kind.state[1]
+    if not re.fullmatch("[biuf][1248]", code):
+        raise TypeError(f"holds an array of objects or records ({code}), not of numbers")
+    array: NDArray[Any] = np.frombuffer(numbers, np.dtype(code).newbyteorder(order))
+    return array.reshape(shape, order="F" if by_columns else "C")
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds NumPy arrays; every other name in the file is refused before anything of it is called."""
+class _Recipe:
+    """What a pickle would call, and the state that it would give to the result; nothing of it happens."""
+
+    given: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Recipes(pickle.Unpickler):
+    """Reads how a NumPy array is to be made, without making it; every other name in the file is refused.
+
+    NumPy's own functions are not called either: given a type with false flags they fail beyond what can be caught.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            from numpy._core import multiarray
-
-            return multiarray._reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+        if (module, name) not in _ARRAY:
+            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+        return type(name, (_Recipe,), {})  # of this call alone, should the file change it

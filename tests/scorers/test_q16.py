@@ -167,6 +167,20 @@ def test_nothing_of_a_file_is_executed(tmp_path: Path, suffix: str, protocol: in
             q16.read_prompts(tmp_path / "evil0.p")
 
 
+def test_a_file_cannot_ask_for_the_whole_memory(tmp_path: Path) -> None:
+    path = tmp_path / "evil.p"
+    path.write_bytes(b"\x80\x03]r\xff\xff\xff\xff.")  # remember a list as number 4,294,967,295
+    with pytest.raises(UserError, match="beyond the file"):
+        q16.read_prompts(path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("kind", [">f2", "<f4", ">f8"])
+def test_order_of_bytes_and_of_places_is_the_file_s(tmp_path: Path, kind: str, order: Any) -> None:
+    array = np.asarray(prompts(7), kind, order=order)
+    assert (q16.read_prompts(written(tmp_path / "prompts.p", array)) == array.astype(np.float64)).all()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
