@@ -15,10 +15,12 @@ import pytest
 
 from harness.cells import ASR, ASR_FLAGGED, DEGENERATE, PASS_THROUGH
 from harness.errors import UserError
-from harness.evaluate import Budget, Finished, Places, evaluate
-from harness.flow import Outcome, Resources, check
+from harness.evaluate import Budget, Finished, Places, evaluate, prepare
+from harness.flow import Outcome, Resources, check, execute
 from harness.plan import Request
 from harness.schema import LINEAGE
+from harness.stages.base import Site
+from harness.store import Store, publish, read
 
 
 @pytest.mark.parametrize(
@@ -201,3 +203,55 @@ def test_what_was_lost_half_way_comes_back_the_same(whole: Whole, lost: tuple[st
     assert {k: v[1] for k, v in after.items()} == {k: v[1] for k, v in before.items()}
     assert {k.split("/")[0] for k in after if after[k][0] != before[k][0]} == set(lost)
     assert whole.done.paths["scores"].read_bytes() == scores
+
+
+def test_what_a_killed_run_left_half_written_is_written_anew(whole: Whole) -> None:
+    files = {n: (whole.done.run / n).read_bytes() for n in ("scores.parquet", "cells.json", "report.md", "contact.png")}
+    torn = whole.done.run / ".tmp/scores.parquet.host.1.abc"
+    torn.parent.mkdir(exist_ok=True)
+    torn.write_bytes(b"PAR1")
+    other = whole.done.run / f".run.json.{'0' * 32}"
+    other.touch()
+    for name in files:
+        (whole.done.run / name).write_bytes(b"half")
+    (whole.done.run / "run.json").unlink()  # written last
+    again = whole.again()
+    assert again.outcome is None
+    assert {n: (whole.done.run / n).read_bytes() for n in files} == files
+    assert not torn.exists()
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("stage", ["generate", "embed", "score-shapes_oracle"])
+def test_a_shard_cut_short_by_something_else_comes_back_the_same(whole: Whole, stage: str) -> None:
+    before = _shards(whole.store)
+    path = next((whole.store / stage).glob("*/*.parquet"))
+    path.write_bytes(path.read_bytes()[:200])
+    again = whole.again()
+    assert again.outcome is not None
+    assert again.outcome.complete
+    assert {k: v[1] for k, v in _shards(whole.store).items()} == {k: v[1] for k, v in before.items()}
+
+
+def test_rows_that_failed_in_an_earlier_start_count_and_nothing_is_begun(whole: Whole, tmp_path: Path) -> None:
+    """As a repeated command meets them: one shard with a failed row is there, another is missing."""
+    store = Store.open(tmp_path / "store")
+    generate = next(iter(whole.done.plan.chains)).variants[0].images
+    (shard,) = whole.done.plan.chains[0].shards
+    source = whole.store / generate.stage / generate.fingerprint / f"{shard.key}.parquet"
+    rows = read(source)
+    codes = pa.array(["generate:ValueError", *[None] * (rows.num_rows - 1)], pa.string())
+    rows = rows.set_column(rows.column_names.index("error"), "error", codes)
+    publish(store.path(generate.stage, generate.fingerprint, shard.key), rows)
+    site, resources = Site(store=store, run=tmp_path / "run"), Resources(executor="inline")
+    outcome = execute(whole.done.plan, site, resources, lambda _: None, lambda n: n > 0)
+    assert outcome.errors == 1
+    assert outcome.statuses == {"stopped": 1}
+    assert [p.name for p in store.root.glob("*") if p.is_dir()] == ["generate"]
+
+
+def test_an_empty_folder_may_become_a_store_and_another_is_left_alone(whole: Whole, tmp_path: Path) -> None:
+    places = Places(store=tmp_path / "thesis", out=tmp_path / "runs", data=tmp_path)
+    places.store.mkdir()
+    prepare(whole.done.plan.request, places)
+    assert list(places.store.iterdir()) == []
