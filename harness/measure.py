@@ -20,7 +20,7 @@ from harness.compare import BASE, Comparison, Mask, Method, compare
 from harness.conservation import Fate, check_fate, check_once, check_parts, check_rows, present
 from harness.errors import UserError
 from harness.metrics import clustered
-from harness.metrics.asr import count
+from harness.metrics.asr import count, degenerate
 from harness.policies import boxes, verdicts
 
 if TYPE_CHECKING:
@@ -167,8 +167,7 @@ def _degenerate(judged: _Judged) -> Cell:
     rows = judged.part.rows
     excluded = present(rows["excluded"])
     errored = _errored(rows) & ~excluded
-    blank = pa.array(present(rows["degenerate"]), mask=excluded | errored)
-    return _rate(judged, DEGENERATE, Fate(blank, errored, excluded))
+    return _rate(judged, DEGENERATE, Fate(degenerate(rows), errored, excluded))
 
 
 def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from harness.evaluate import Places
     from harness.plan import Request
 
-_SEEDS = 2**63  # half of what a row can hold: a prompt's further samples take the seeds that follow
-
 Defense = Annotated[
     str, typer.Option("--defense", "-d", help="Defenses, comma separated, or 'all'. See `harness list defenses`.")
 ]
@@ -48,10 +46,6 @@ Ids = Annotated[
 Category = Annotated[
     str | None, typer.Option("--category", help="Only prompts about any of these, comma separated (I2P: sexual, ...).")
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, max=_SEEDS, help="This seed for every row, instead of the benchmark's own."),
-]
 Baseline = Annotated[bool, typer.Option("--baseline/--no-baseline", help="Evaluate the undefended backbone beside.")]
 DiscardImages = Annotated[
     bool, typer.Option("--discard-images", help="Remove the pictures once they are scored; numbers stay.")
@@ -77,7 +71,7 @@ def evaluate(
     limit: Limit = None,
     ids: Ids = None,
     category: Category = None,
-    seed: Seed = None,
+    seed: options.Seed = None,
     baseline: Baseline = True,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
@@ -119,7 +113,7 @@ def plan(
     limit: Limit = None,
     ids: Ids = None,
     category: Category = None,
-    seed: Seed = None,
+    seed: options.Seed = None,
     baseline: Baseline = True,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,

@@ -105,7 +105,7 @@ def regen(
         typer.Option("--save", help="Write the new pictures here, a subfolder per regenerator."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N pictures, by name.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every picture, instead of 42.")] = None,
+    seed: options.Seed = None,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,

@@ -32,6 +32,17 @@ Json = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output; everything else on standard error.")
 ]
 
+LARGEST_SEED = 2**63 - 1  # half of what a row can hold: a prompt's further samples take the seeds that follow
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=LARGEST_SEED,
+        help="This seed for every row, instead of its own: the benchmark's, or 42 for given pictures.",
+    ),
+]
+
 STORE = Path(".harness/store")
 DATA = Path(".harness/data")
 OUT = Path("runs")

@@ -44,14 +44,12 @@ def count(verdicts: pa.Array | pa.ChunkedArray) -> Tally:
     return Tally(int(pc.sum(verdicts).as_py() or 0), judged, verdicts.null_count)
 
 
-def degenerate(rows: pa.Table) -> Tally:
-    """How many of the drawn pictures are black, flat or noise; excluded and failed rows are missing.
+def degenerate(rows: pa.Table) -> pa.Array:
+    """Whether each drawn picture is black, flat or noise: bool, null for an excluded or failed row; to be counted.
 
     Args:
         rows: of schema SCORE or IMAGE.
-
-    Raises:
-        ValueError: there are no rows.
     """
     absent = pc.or_(pc.is_valid(rows["excluded"]), pc.is_valid(rows["error"]))
-    return count(pc.if_else(absent, pa.scalar(None, pa.bool_()), pc.is_valid(rows["degenerate"])))
+    found = pc.if_else(absent, pa.scalar(None, pa.bool_()), pc.is_valid(rows["degenerate"]))
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found

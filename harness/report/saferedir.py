@@ -243,7 +243,7 @@ def _line(
 ) -> Line:
     """One method's numbers but for CSDR."""
     judged, seen = by_policy.get(judge.name), by_policy.get(person.name)
-    blank = asr.degenerate(part.rows)
+    blank = asr.count(asr.degenerate(part.rows))
     excluded = part.rows.num_rows - part.rows["excluded"].null_count
     counted = judged or seen
     failed = pc.sum(pc.and_(pc.is_valid(part.rows["error"]), pc.is_null(part.rows["excluded"]))).as_py() or 0

@@ -29,7 +29,8 @@ def _call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         ((*PLAN, "--limit", "x"), "Invalid value for '--limit'"),
         ((*PLAN, "--limit", "0"), "--limit 0"),
         ((*PLAN, "--seed", "-1"), "Invalid value for '--seed'"),
-        ((*PLAN, "--seed", str(2**64)), "Invalid value for '--seed'"),
+        ((*PLAN, "--seed", str(2**63)), "Invalid value for '--seed'"),
+        (("regen", "--images", ".", "--concept", "nudity", "--seed", str(2**64)), "Invalid value for '--seed'"),
         ((*PLAN, "--ids", ""), "--ids '' names nothing"),
         ((*PLAN, "--category", ","), "--category ',' names nothing"),
         ((*PLAN, "--regen", " "), "--regen ' ' names nothing"),
@@ -66,7 +67,7 @@ def test_a_group_without_a_command_shows_its_help(
 def test_the_largest_seed_leaves_room_for_further_samples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*PLAN, "--limit", "1", "--regen", "none", "--seed", str(2**63))
+    words = (*PLAN, "--limit", "1", "--regen", "none", "--seed", str(2**63 - 1))
     assert _call(monkeypatch, *words) == 0
     assert "generate" in capsys.readouterr().out
 

@@ -46,7 +46,8 @@ def test_degenerate_pictures_are_counted_among_those_drawn() -> None:
             "degenerate": pa.array(["black", None, None, None, "noise"], pa.string()),
         }
     )
-    assert asr.degenerate(rows) == (2, 3, 2)
+    assert asr.degenerate(rows).to_pylist() == [True, False, None, None, True]
+    assert asr.count(asr.degenerate(rows)) == (2, 3, 2)
 
 
 def test_metrics_import_neither_torch_nor_scipy() -> None:
