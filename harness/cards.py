@@ -126,6 +126,15 @@ class DefenseCard(Card):
     concepts: dict[str, dict[str, Any]] | None = None  # null: the same for every concept
     shapes: Overlay | None = None
 
+    def declares(self, profile: str, concept: str) -> bool:
+        """Whether the method can defend against ``concept`` in a profile's edition; one without concepts always can."""
+        return self.concepts is None or any(concept in layer.concepts for layer in self._layers(profile))
+
+    def _layers(self, profile: str) -> list[Overlay]:
+        """What an edition's parameters are merged from, the later over the earlier."""
+        own = Overlay(params=self.params, concepts=self.concepts or {})
+        return [own, self.shapes] if profile == "shapes" and self.shapes is not None else [own]
+
     def resolve(self, profile: str, concept: str) -> dict[str, Any]:
         """The parameters for one concept: common ones, then the concept's, then the shapes overlay's.
 
@@ -136,14 +145,13 @@ class DefenseCard(Card):
         Raises:
             UserError: when the card has nothing for ``concept``.
         """
-        layers = [Overlay(params=self.params, concepts=self.concepts or {})]
-        if profile == "shapes" and self.shapes is not None:
-            layers.append(self.shapes)
-        known = [c for layer in layers for c in layer.concepts]
-        if self.concepts is not None and concept not in known:
+        layers = self._layers(profile)
+        if not self.declares(profile, concept):
+            known = [c for layer in layers for c in layer.concepts]
             raise UserError(
                 f"defense {self.name!r} is not declared for concept {concept!r} "
-                f"(it has: {', '.join(dict.fromkeys(known)) or 'none'}){nearest(concept, known)}; see {show(self.path)}"
+                f"(it has: {', '.join(dict.fromkeys(known)) or 'none'}){nearest(concept, known)}; name one with "
+                f"--concept, or see {show(self.path)}"
             )
         merged: dict[str, Any] = {}
         for layer in layers:

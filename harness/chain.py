@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -41,6 +41,14 @@ class Variant:
     def stages(self) -> tuple[StageSpec, ...]:
         """All that its numbers come from."""
         return (*self.steps, *self.scores)
+
+
+class LeftOut(NamedTuple):
+    """What "all" would have meant: a defense that declares nothing for what it would have to remove in a benchmark."""
+
+    defense: str
+    bench: str
+    concept: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import pyarrow.types as pt
 from harness import cards, defenses, fingerprint, images, overrides, prompts, regenerators, scorers
 from harness.cardfile import show
 from harness.cards import BackboneCard, DefenseCard, PolicyCard, ProfileCard
-from harness.chain import Chain, Shard, Variant
+from harness.chain import Chain, LeftOut, Shard, Variant
 from harness.compare import BASE
 from harness.datasetcard import DatasetCard
 from harness.errors import UserError, nearest
@@ -63,6 +63,7 @@ class Plan:
     backbone: BackboneCard
     chains: tuple[Chain, ...]
     policies: Mapping[str, tuple[PolicyCard, ...]]  # by concept
+    left_out: tuple[LeftOut, ...] = ()  # that "all" would have meant
 
     @property
     def name(self) -> str:
@@ -127,10 +128,16 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     profile, backbone = chosen.profile, chosen.backbone
     builder = _Builder(request, chosen, Specs(profile, backbone, roots, hashes))
     chains = [builder.given()] if request.images else _benchmarks(builder, data)
+    benches = {c.bench for c in chains}
+    left_out = tuple(pair for bench in chosen.benches if bench.name in benches for pair in builder.left_out(bench))
+    if left_out and {c.defense for c in chains} <= {BASELINE}:  # as after a concept that is misspelt: it is refused
+        next(d for d in chosen.defenses if d.name == left_out[0].defense).resolve(profile.edition, left_out[0].concept)
     concepts = dict.fromkeys(c.concept for c in chains)
     _check_means(profile)
     policies = {c: tuple(cards.load("policy", p, roots) for p in profile.policies(c)) for c in concepts}
-    return Plan(request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies)
+    return Plan(
+        request=request, profile=profile, backbone=backbone, chains=tuple(chains), policies=policies, left_out=left_out
+    )
 
 
 def _benchmarks(builder: _Builder, data: Path) -> list[Chain]:
@@ -163,7 +170,7 @@ class Chosen(NamedTuple):
 
 def choose(request: Request, roots: Sequence[Path]) -> Chosen:
     """Load every card that ``request`` names; "all" means benchmarks that the profile has an edition of, and defenses
-    that work with the backbone.
+    that work with the backbone; of their pairs those for which the defense is declared (``Plan.left_out``).
 
     Raises:
         UserError: an unknown name or a malformed card.
@@ -230,9 +237,9 @@ class _Builder:
             rows = _seeded(rows, self.request.seed)
         cut = self.chosen.profile.shard_rows
         plain = {BASELINE: tuple(_shards(self._named(rows, BASELINE), cut))}
-        for defense in self.chosen.defenses:
-            # A method without concepts (`none`) is the same whatever it is asked to defend against.
-            defended = bench.concept if defense.concepts is None else self.request.concept or bench.concept
+        unfit = {pair.defense for pair in self.left_out(bench)}
+        for defense in (d for d in self.chosen.defenses if d.name not in unfit):
+            defended = self._defended(defense, bench)
             shards = plain.get(defense.name) or tuple(_shards(self._named(rows, defense.name), cut))
             yield Chain(
                 defense=defense.name,
@@ -243,6 +250,17 @@ class _Builder:
                 variants=tuple(self._variants(defense, defended, bench.concept, _beside(shards, plain[BASELINE]))),
                 shards=shards,
             )
+
+    def _defended(self, defense: DefenseCard, bench: DatasetCard) -> str:
+        """What ``defense`` removes; one without concepts (`none`) is the same whatever it is asked to remove."""
+        return bench.concept if defense.concepts is None else self.request.concept or bench.concept
+
+    def left_out(self, bench: DatasetCard) -> list[LeftOut]:
+        """Defenses that declare nothing for the benchmark's concept, unless both were asked for by name."""
+        named = self.request.defenses if bench.name in self.request.benches else ()
+        pairs = [(d, self._defended(d, bench)) for d in self.chosen.defenses if d.name not in named]
+        edition = self.specs.profile.edition
+        return [LeftOut(d.name, bench.name, concept) for d, concept in pairs if not d.declares(edition, concept)]
 
     def given(self) -> Chain:
         """The chain of pictures that were not drawn here."""

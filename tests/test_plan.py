@@ -131,6 +131,38 @@ def test_a_wrong_choice_is_named_with_the_nearest(root: Path, choices: dict[str,
         _plan(root, **choices)
 
 
+def _chains(plan: Plan) -> set[tuple[str, str]]:
+    return {(c.defense, c.bench) for c in plan.chains}
+
+
+@pytest.mark.parametrize(("defenses", "benches"), [(("all",), ("few", "harmless")), (("uce",), ("all",))])
+def test_of_all_pairs_those_that_a_card_does_not_declare_are_left_out_and_known(
+    root: Path, defenses: tuple[str, ...], benches: tuple[str, ...]
+) -> None:
+    plan = _plan(root, defenses=defenses, benches=benches, ids=("few/00001", "harmless/00001"))
+    assert {("none", "few"), ("uce", "few"), ("none", "harmless")} <= _chains(plan)
+    assert ("uce", "harmless", "benign") in plan.left_out
+    assert not {(pair.defense, pair.bench) for pair in plan.left_out} & _chains(plan)
+    assert {pair.bench for pair in plan.left_out} == {"harmless"}
+    assert not _plan(root, defenses=defenses, benches=benches, ids=("harmless/00001",), concept="nudity").left_out
+
+
+@pytest.mark.parametrize(
+    ("choices", "concept"),
+    [
+        ({"benches": ("few", "harmless")}, "benign"),
+        ({"defenses": ("all", "uce"), "benches": ("few", "harmless")}, "benign"),
+        ({"defenses": ("all",), "benches": ("harmless",)}, "benign"),
+        ({"defenses": ("all",), "benches": ("few",), "concept": "nudty"}, "nudty"),
+    ],
+)
+def test_a_pair_that_was_named_or_leaves_nothing_is_refused_with_what_to_do(
+    root: Path, choices: dict[str, object], concept: str
+) -> None:
+    with pytest.raises(UserError, match=f"not declared for concept '{concept}'.*name one with --concept"):
+        _plan(root, **choices)
+
+
 # Variants: the pictures as drawn, and as regenerators make them anew
 
 
