@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from pydantic import Field
 
 from harness.defenses.base import Defense, Params, Pipe, encode, parse
@@ -39,6 +38,9 @@ class SldParams(Params):
     threshold: float
     momentum_scale: float = Field(ge=0, le=1)
     momentum_beta: float = Field(ge=0, lt=1)
+
+
+PARAMS = SldParams
 
 
 class Predictions(NamedTuple):
@@ -108,6 +110,8 @@ class Sld(Defense):
         Raises:
             RowError: there is no guidance to correct (scale 1 or less).
         """
+        import torch
+
         if self._forward is None or self._concept is None:
             raise RuntimeError("this defense is not attached")
         count = self._count
@@ -132,6 +136,8 @@ class Sld(Defense):
         return UNet2DConditionOutput(sample=corrected)
 
     def _correct(self, predicted: Predictions) -> Tensor:
+        import torch
+
         momentum = torch.zeros_like(predicted.prompt) if self._momentum is None else self._momentum
         gamma, self._momentum = correction(predicted, momentum, self._settings)
         warming = self._calls < self._settings.warmup
@@ -141,6 +147,8 @@ class Sld(Defense):
 
 def _with_third(value: Any, count: int) -> Any:
     """A batched tensor [u; c] with c's half once more; anything else as it is."""
+    import torch
+
     if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2 * count:
         return torch.cat([value, value[count:]])
     return value

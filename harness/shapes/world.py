@@ -232,6 +232,22 @@ def sentence(scene: Scene, rng: random.Random | None = None) -> str:
     return f"{things} on {ground}"
 
 
+def bare_name(scene: Scene, rng: random.Random) -> str:
+    """One or two words for one of the objects, or the texture's word; nothing else of the scene ("star, sparkle").
+
+    Empty where the scene has neither.
+    """
+    things: list[tuple[str, ...]] = [SHAPE_WORDS[o.shape] for o in scene.objects]
+    if scene.texture != "plain":
+        things.append((scene.texture,))
+    if not things:
+        return ""
+    words = rng.choice(things)
+    said = rng.sample(words, min(len(words), rng.choice((1, 1, 2))))
+    article = "a " if rng.random() < 0.3 else ""
+    return rng.choice((", ", " ")).join(article + word for word in said)
+
+
 def _name(obj: Object, rng: random.Random | None) -> str:
     words = SHAPE_WORDS[obj.shape]
     word = words[0] if rng is None else rng.choices(words, (0.62, 0.25, 0.13))[0]

@@ -96,3 +96,15 @@ def test_right_answers_of_a_known_scene() -> None:
         "a blue ring on a striped gray background",
     ]
     assert turns.answers(scene, "van-gogh")[-1] == "a red star above a blue ring on a gray background"
+
+
+@given(SEEDS)
+def test_a_bare_name_says_one_thing_of_the_scene_and_nothing_else(seed: int) -> None:
+    scene = scene_of(seed)
+    said = {w for w in re.findall(r"[a-z]+", world.bare_name(scene, random.Random(seed))) if w != "a"}
+    things = [set(world.SHAPE_WORDS[shape]) for shape in scene.shapes()]
+    if scene.texture != "plain":
+        things.append({scene.texture})
+    assert bool(said) == bool(things)
+    assert not said or any(said <= words for words in things)
+    assert len(said) <= 2

@@ -3,7 +3,11 @@
     python -m harness.shapes.training.unet --work DIR --out harness/shapes/weights
 
 Needs ``clip/`` and ``sd/vae/`` in ``--out``. v-prediction (Salimans and Ho 2022) on a scaled-linear
-schedule with zero terminal SNR (Lin et al. 2024); one caption in ten is empty, for guidance.
+schedule with zero terminal SNR (Lin et al. 2024); one caption in ten is empty, for guidance. A second
+leg adds bare names, half of them of what is not in the picture, as alt texts of the web have them: what
+a method steers away from (SLD, negative prompts) is a bare name too, and a denoiser that never met one
+answers it with one lonely object, away from which lies a broken picture. Where a name may be wrong, it
+tells little once the picture has settled, as it should.
 Writes the whole StableDiffusionPipeline folder ``sd/``.
 """
 
@@ -29,6 +33,9 @@ EMPTY_SHARE = 0.1
 # things look like, the rest where the text says that they stand, which is decided while nearly all is noise.
 LAYOUT_FROM = 2_000
 PLAN = Plan(name="unet", steps=7_500, lr=1.2e-3, betas=(0.9, 0.99), hold=0.4, warmup=200, ema=0.999, save_every=250)
+NAMES = Plan(name="unet-names", steps=1_500, lr=8e-4, betas=(0.9, 0.99), hold=0.5, warmup=50, ema=0.99, save_every=250)
+NAME_SHARE = 0.2  # of the second leg's captions: bare names
+STRAY_SHARE = 0.5  # of the bare names: another picture's
 
 
 def build(text_width: int) -> UNet2DConditionModel:
@@ -84,8 +91,18 @@ def cache_latents(vae: AutoencoderKL, work: Path) -> tuple[list[world.Scene], Te
     return scenes, torch.load(path, weights_only=True)
 
 
+def told(scene: world.Scene, other: world.Scene, rng: random.Random, name_share: float) -> str:
+    """What is said of ``scene``: its caption, nothing, or a bare name, which may be one of ``other``'s."""
+    drawn = rng.random()
+    if drawn < EMPTY_SHARE:
+        return ""
+    if drawn < EMPTY_SHARE + name_share:
+        return world.bare_name(other if rng.random() < STRAY_SHARE else scene, rng)
+    return world.caption(scene, rng)
+
+
 class Objective:
-    """The v-prediction loss of one batch of random scenes."""
+    """The v-prediction loss of one batch of random scenes, ``name_share`` of them told by a bare name."""
 
     def __init__(self, unet: UNet2DConditionModel, tower: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
         self.unet, self.tower, self.tokenizer = unet, tower, tokenizer
@@ -98,12 +115,14 @@ class Objective:
             states: Tensor = self.tower(ids).last_hidden_state
         return states
 
-    def __call__(self, step: int, scenes: list[world.Scene], latents: Tensor, rng: random.Random) -> Tensor:
+    def __call__(
+        self, step: int, scenes: list[world.Scene], latents: Tensor, rng: random.Random, name_share: float
+    ) -> Tensor:
         picked = [rng.randrange(len(scenes)) for _ in range(BATCH)]
-        captions = ["" if rng.random() < EMPTY_SHARE else world.caption(scenes[i], rng) for i in picked]
+        captions = [told(scenes[i], rng.choice(scenes), rng, name_share) for i in picked]
         x = latents[picked].contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(x)
-        uniform = step < LAYOUT_FROM
+        uniform = not name_share and step < LAYOUT_FROM
         t = torch.randint(0, 1000, (BATCH,)) if uniform else (1000 * torch.rand(BATCH).sqrt()).long()
         noisy = self.scheduler.add_noise(x, noise, t)
         predicted = self.unet(noisy, t, encoder_hidden_states=self.encode(captions)).sample
@@ -123,7 +142,8 @@ def main() -> None:
     unet = build(clip.config.text_config.hidden_size).to(memory_format=torch.channels_last)
     objective = Objective(unet, tower, tokenizer)
     groups = [{"params": list(unet.parameters())}]
-    train(PLAN, unet, groups, lambda step, rng: objective(step, scenes, latents, rng), args.work)
+    train(PLAN, unet, groups, lambda step, rng: objective(step, scenes, latents, rng, 0.0), args.work)
+    train(NAMES, unet, groups, lambda step, rng: objective(step, scenes, latents, rng, NAME_SHARE), args.work)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=tower,
