@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,10 +32,12 @@ from harness.fingerprint import FileHashes
 from harness.plan import Plan, Request
 from harness.schema import KEY
 from harness.stages.base import failed
-from harness.store import Store, columns, read, replace, write_atomically
+from harness.store import Store, columns, discarded, read, replace, whole, write_atomically
 
 if TYPE_CHECKING:
     from harness.flow import Outcome, Progress, Resources
+
+_SEEING = ("caption", "embed", "edit", "score")  # kinds of stages that look at pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +99,16 @@ class Finished:
 
 
 def prepare(request: Request, places: Places) -> Plan:
-    """The plan of ``request``, after checking that all it needs is on this machine; writes nothing.
+    """The plan of ``request``, after checking that all it needs is on this machine.
+
+    Writes nothing, except that a store that is there keeps the hashes of files.
 
     Raises:
-        UserError: a wrong name or file; or one message that lists everything missing and how to get it.
+        UserError: a wrong name, file or store; or one message that lists everything missing and how to get it.
     """
     from harness import fetch
 
+    Store.check(places.store)
     chosen = plan.choose(request, places.roots)
     fetch.require(needs.things(chosen, places.roots), chosen.profile, places.data, needs.scorers(request, chosen))
     hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
@@ -115,16 +121,19 @@ def evaluate(
     """Run what is not in the store yet and count; ``cells`` is empty unless every shard is there.
 
     Raises:
-        UserError: see ``prepare``; or the store cannot be used, or a disk is full.
+        UserError: see ``prepare``; or a folder cannot be written, a disk is full, pictures were discarded.
         ConservationError: rows were lost or doubled (a bug, never a number).
     """
     made = prepare(request, places)
-    store = Store.open(places.store)
+    told(made)
     run = places.out / made.name
+    _check_out(run)
+    store = Store.open(places.store)
     with _disks(), store.lock():
-        _writable(run)
+        _make_out(run)
         outcome = None
         if made.missing(store):
+            _require_undiscarded(made, store)
             from harness import flow
             from harness.stages.base import Site
 
@@ -147,7 +156,45 @@ def _disks() -> Iterator[None]:
         raise UserError(f"{error.strerror}{where}; make room, and run the same command again to go on") from error
 
 
-def _writable(run: Path) -> None:
+def told(made: Plan) -> None:
+    """Say in one line, on standard error, which pairs "all" does not mean."""
+    if made.left_out:
+        pairs = ", ".join(f"{defense} over {bench} ({concept})" for defense, bench, concept in made.left_out)
+        print(f"harness: left out, no card declares it (or name a --concept): {pairs}", file=sys.stderr, flush=True)
+
+
+def _require_undiscarded(made: Plan, store: Store) -> None:
+    """Refuse to compute from pictures that were discarded, before any model is loaded.
+
+    Raises:
+        UserError: a stage that is not done yet needs them.
+    """
+    seen: set[Path] = set()
+    for chain, spec, shard in ((c, p, s) for c in made.chains for p in c.stages for s in c.shards):
+        if spec.kind not in _SEEING or whole(store.path(spec.stage, spec.fingerprint, shard.key)):
+            continue
+        for source in (*spec.upstream, *((spec.reference,) if spec.reference else ())):
+            path = store.path(source.stage, source.fingerprint, (source.keys or {}).get(shard.key, shard.key))
+            if path in seen or not whole(path) or "image" not in columns(path):
+                continue
+            seen.add(path)
+            if discarded(path):
+                raise UserError(
+                    f"{spec.stage} needs pictures of {chain.defense} over {chain.bench} that were discarded: remove "
+                    f"their shards (`harness store prune --stage {source.stage} --fingerprint {source.fingerprint}`) "
+                    "and repeat the run's own command, which draws them again"
+                )
+
+
+def _check_out(run: Path) -> None:
+    """Refuse a run's folder that cannot be made; writes nothing."""
+    there = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not writable" if there.is_dir() else "is no folder"
+        raise UserError(f"--out: {run} cannot be written: {there} {why}")
+
+
+def _make_out(run: Path) -> None:
     """Make the run's folder, and remove what a killed run was writing in it."""
     try:
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -232,6 +279,7 @@ def record(made: Plan, command: str) -> dict[str, Any]:
         "request": asdict(made.request),
         "profile": made.profile.name,
         "backbone": made.backbone.name,
+        "left_out": [pair._asdict() for pair in made.left_out],
         "policies": {c: [p.model_dump(mode="json") for p in ps] for c, ps in made.policies.items()},
         "chains": [
             {
@@ -261,9 +309,16 @@ def record(made: Plan, command: str) -> dict[str, Any]:
 
 
 def request_of(record: Mapping[str, Any]) -> Request:
-    """The request that a run.json was made from."""
-    choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()}
-    return Request(**choices)
+    """The request that a run.json was made from.
+
+    Raises:
+        UserError: it has none, or one of another harness.
+    """
+    try:
+        choices: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["request"].items()}
+        return Request(**choices)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"its run.json holds no request that this harness knows ({error})") from error
 
 
 def images_of(made: Plan, store: Store) -> list[Path]:

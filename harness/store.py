@@ -34,6 +34,7 @@ from harness.schema import VERSION
 _STALE_S = 24 * 3600  # age after which a temporary file has certainly lost its writer
 _MARKER = "store.json"  # makes a folder a store
 _MAGIC = b"PAR1"  # begins and ends a Parquet file
+_BLANK = 2**16  # bytes of an image column, from where it cannot be all null
 _COST = {"seconds", "rows", "device"}  # what a note of a shard's cost has
 
 
@@ -60,17 +61,33 @@ class Store:
         Raises:
             UserError: not writable, not a folder, or written by a newer harness.
         """
-        marker = root / _MARKER
+        cls.check(root)
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not cls.is_at(root):
+                root.chmod(0o700)
+                write_atomically(root / _MARKER, json.dumps({"schema": VERSION}).encode())
+        except OSError as error:
+            raise UserError(f"store {root} cannot be used: {error}") from error
+        if not os.access(root, os.W_OK):
+            raise UserError(f"store {root} is not writable: name another folder with --store")
+        return cls(root)
+
+    @staticmethod
+    def check(root: Path) -> None:
+        """Refuse what is no store and cannot become one; writes nothing.
+
+        Raises:
+            UserError: not a folder, a folder of something else, or written by a newer harness.
+        """
+        marker, schema = root / _MARKER, VERSION
+        try:
             if marker.exists():
                 schema = int(json.loads(marker.read_text())["schema"])
-            else:
-                schema = VERSION
-                if any(not p.name.startswith(f".{_MARKER}.") for p in root.iterdir()):  # such a one lost its writer
+            elif root.exists():
+                others = [p for p in root.iterdir() if not p.name.startswith(f".{_MARKER}.")]  # such a one is torn
+                if others:
                     raise UserError(f"{root} is not a store and not empty: name another folder with --store")
-                root.chmod(0o700)
-                write_atomically(marker, json.dumps({"schema": VERSION}).encode())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"store {root} cannot be used: {error}") from error
         if schema > VERSION:
@@ -78,9 +95,6 @@ class Store:
                 f"store {root} has schema {schema}, this harness writes {VERSION}: "
                 "update the harness, or name another folder with --store"
             )
-        if not os.access(root, os.W_OK):
-            raise UserError(f"store {root} is not writable: name another folder with --store")
-        return cls(root)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -142,7 +156,7 @@ class Store:
         return [p for p in shards if whole(p) and "image" in columns(p)]
 
     def discard_images(self, shards: Iterable[Path]) -> int:
-        """Replace the pictures of image shards by null, everything else kept; returns the bytes freed.
+        """Replace the pictures of image shards by null (``discarded``), all else kept; returns the bytes freed.
 
         Scores that are there keep their numbers; a scorer added later needs the pictures drawn again.
         """
@@ -226,6 +240,21 @@ def whole(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return end == _MAGIC and int.from_bytes(footer, "little") + 12 <= size
+
+
+def discarded(path: Path) -> bool:
+    """Whether a published image shard has lost its pictures to ``Store.discard_images``.
+
+    Raises:
+        UserError: the file is not what was published.
+    """
+    with _undamaged(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        place, parts = file.schema_arrow.names.index("image"), range(file.metadata.num_row_groups)
+        if sum(file.metadata.row_group(i).column(place).total_uncompressed_size for i in parts) > _BLANK:
+            return False
+        rows = file.read(columns=["image", "image_sha256"])
+    return bool(rows["image"].null_count > rows["image_sha256"].null_count)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

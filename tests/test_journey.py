@@ -266,5 +266,18 @@ def test_discarding_images_keeps_the_numbers_and_says_what_a_new_scorer_needs(re
     again = desk.run(*EVAL, "--limit", "2", "--executor", "inline")
     assert again.json["cells"] == done.json["cells"]
     more = desk.run("score", str(desk.out / done.json["run"]), "--scorer", "nudenet", "--executor", "inline")
-    assert more.code == 1
+    assert more.code == 2
+    assert more.err.count("\n") == 1
+    assert "were discarded" in more.err
     assert "store prune --stage generate" in more.err
+
+
+def test_pictures_are_discarded_though_too_many_rows_failed(desk: Desk) -> None:
+    desk.bench("ten", widths={1: 33})
+    words = ("--limit", "2", "--executor", "inline", "--max-errors", "0", "--discard-images")
+    done = desk.run("eval", "--defense", "none", "--bench", "ten", "--profile", "small", *words)
+    assert done.code == 3, done.err
+    assert "1 of 2 rows failed" in done.err
+    (images,) = [desk.store / p for p in desk.shards() if p.startswith("generate/")]
+    assert pq.read_table(images)["image"].null_count == 2
+    assert pq.read_table(images)["image_sha256"].null_count == 1

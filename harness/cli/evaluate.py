@@ -97,9 +97,7 @@ def evaluate(
     if dry_run:
         _print_plan(request, places, num_gpus, gpu_memory, json)
         return
-    running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
-    if discard_images:
-        running.discard(request, places)
+    running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json, discard_images)
 
 
 def plan(
@@ -157,10 +155,12 @@ def _some(option: str, text: str | None) -> tuple[str, ...] | None:
 
 def _print_plan(request: Request, places: Places, num_gpus: int | None, gpu_memory: float | None, json: bool) -> None:
     from harness.cli.outlook import outlook, show
-    from harness.evaluate import prepare
+    from harness.evaluate import prepare, told
 
     gpus, memory = running.gpus(num_gpus, gpu_memory)
-    found = outlook(prepare(request, places), places.store, gpus, memory)
+    made = prepare(request, places)
+    told(made)
+    found = outlook(made, places.store, gpus, memory)
     if json:
         options.emit(found)
     else:

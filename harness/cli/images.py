@@ -12,7 +12,7 @@ import typer
 from harness.cli import options, running
 
 if TYPE_CHECKING:
-    from harness.plan import Plan
+    from harness.plan import Plan, Request
 
 Concept = Annotated[
     str | None, typer.Option("--concept", help="With --images: what is looked for in them, and removed: nudity, ...")
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
+    context: typer.Context,
     run: Annotated[Path | None, typer.Argument(help="Folder of a run.")] = None,
     scorer: Annotated[
         str | None,
@@ -48,27 +49,24 @@ def score(
     max_errors: running.MaxErrors = "5%",
     json: options.Json = False,
 ) -> None:
-    """Add a scorer to a run's stored pictures, or score pictures that were not drawn here; nothing is drawn."""
+    """Add a scorer to a run's stored pictures, or score pictures that were not drawn here; nothing is drawn.
+
+    A run keeps its own profile and folder. It is refused where its pictures would first have to be drawn.
+    """
     import dataclasses
 
-    from harness import scorers
     from harness.cli.report import read_record
-    from harness.errors import UserError, nearest
-    from harness.evaluate import request_of
+    from harness.errors import UserError
+    from harness.evaluate import prepare, request_of
     from harness.plan import Request
+    from harness.records import require_pictures
+    from harness.store import Store
 
     if (run is None) == (images is None):
         raise UserError("name a run's folder, or pictures with --images: one of the two")
     wanted = options.split(scorer or "")
-    for name in wanted:  # an unknown one is refused before anything is written
-        stem, at, reference = name.partition("@")
-        scorers.columns(stem)
-        if at and reference not in scorers.REFERENCES:
-            known = ", ".join(scorers.REFERENCES)
-            near = nearest(reference, scorers.REFERENCES)
-            raise UserError(f"--scorer {name}: no reference {reference!r}{near} (there are: {known})")
-        if at and images is not None:
-            raise UserError(f"--scorer {name}: pictures that were not drawn here have no {reference} to compare with")
+    _require_scorers(wanted, drawn_here=images is None)
+    record = None
     if images is not None:
         request = Request(
             defenses=(), benches=(), profile=profile, concept=concept, regens=("none",), images=str(images.resolve())
@@ -77,11 +75,56 @@ def score(
         assert run is not None
         if not wanted:
             raise UserError("--scorer: name what is to be added to the run; see `harness list scorers`")
-        request, out = request_of(read_record(run)), run.resolve().parent
+        record = read_record(run)
+        request = request_of(record)
+        _require_the_runs_own(context, run, request)
+        out = run.resolve().parent
     request = dataclasses.replace(request, extra_scorers=tuple(dict.fromkeys((*request.extra_scorers, *wanted))))
-    done = running.run(request, options.places(store, out, data, cards), (0, None, None, executor), max_errors, json)
+    places = options.places(store, out, data, cards)
+    if record is not None:
+        assert run is not None
+        require_pictures(run, record, prepare(request, places), Store.open_existing(places.store))
+    done = running.run(request, places, (0, None, None, executor), max_errors, json)
     for name in _unscored(done.plan, wanted):
         print(f"harness: --scorer {name}: no picture of the run has that reference, so none is scored", file=sys.stderr)
+
+
+def _require_scorers(wanted: Sequence[str], drawn_here: bool) -> None:
+    """Refuse an unknown scorer or reference before anything is written.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    from harness import scorers
+    from harness.errors import UserError, nearest
+
+    for name in wanted:
+        stem, at, reference = name.partition("@")
+        scorers.columns(stem)
+        if at and reference not in scorers.REFERENCES:
+            known = ", ".join(scorers.REFERENCES)
+            near = nearest(reference, scorers.REFERENCES)
+            raise UserError(f"--scorer {name}: no reference {reference!r}{near} (there are: {known})")
+        if at and not drawn_here:
+            raise UserError(f"--scorer {name}: pictures that were not drawn here have no {reference} to compare with")
+
+
+def _require_the_runs_own(context: typer.Context, run: Path, request: Request) -> None:
+    """Refuse on the command line what a run settles by itself.
+
+    Raises:
+        UserError: another profile or folder than the run's, or a concept.
+    """
+    from harness.errors import UserError
+
+    own = {"profile": request.profile, "out": run.resolve().parent, "concept": None}
+    for name, value in own.items():
+        source = context.get_parameter_source(name)
+        given = context.params[name]
+        if source is None or source.name != "COMMANDLINE" or (given.resolve() if name == "out" else given) == value:
+            continue
+        whose = "goes with --images" if value is None else f"but {run} is of {name} {str(value)!r}"
+        raise UserError(f"--{name} {str(given)!r} {whose}: a run keeps its own, leave --{name} out")
 
 
 def _unscored(plan: Plan, wanted: Sequence[str]) -> list[str]:

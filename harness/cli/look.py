@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,29 +58,72 @@ def list_(
 
 
 def describe(
-    name: Annotated[str, typer.Argument(help="Name of any card, as `harness list` shows it.")],
+    name: Annotated[str, typer.Argument(help="Name of any card or scorer, as `harness list` shows it.")],
     cards: options.Cards = None,
     json: options.Json = False,
 ) -> None:
-    """Show one card whole: source, licence, hyperparameters, and the file it is in."""
+    """Show one card whole: source, licence, hyperparameters, and the file it is in; or a scorer, with its columns.
+
+    With --json: `name`, and `found`, one object for each card or scorer of that name, with its `kind` and `file`.
+    """
+    from harness import scorers
     from harness.cards import load, names, roots
     from harness.errors import UserError, nearest
 
     where = roots(cards)
     kinds = [k for k in KINDS.values() if name in names(k, where)]  # type: ignore[arg-type]
-    if not kinds:
-        known = [n for k in KINDS.values() for n in names(k, where)]  # type: ignore[arg-type]
-        raise UserError(f"no card {name!r}{nearest(name, known)}; see `harness list`")
+    is_scorer = name in scorers.names()
+    if not kinds and not is_scorer:
+        known = [*scorers.names(), *(n for k in KINDS.values() for n in names(k, where))]  # type: ignore[arg-type]
+        raise UserError(f"no card or scorer {name!r}{nearest(name, known)}; see `harness list`")
     found = [(k, load(k, name, where)) for k in kinds]  # type: ignore[call-overload]
     if json:
-        options.emit([{"kind": k, "file": str(c.path), **c.model_dump(mode="json")} for k, c in found])
+        shown = [{"kind": k, "file": str(c.path), **c.model_dump(mode="json")} for k, c in found]
+        options.emit({"name": name, "found": [*shown, *([_scorer(name)] if is_scorer else [])]})
         return
+    for kind, card in found:
+        _print_card(kind, str(card.path), card.model_dump(mode="json", exclude={"name"}, exclude_defaults=True))
+    if is_scorer:
+        about = _scorer(name)
+        kind, file, text = (about.pop(key) for key in ("kind", "file", "about"))
+        _print_card(kind, file, {key: about[key] for key in about if key not in ("name", "summary")}, text)
+
+
+def _print_card(kind: str, file: str, content: Mapping[str, Any], text: str = "") -> None:
+    """One card or scorer as YAML, its text as comment."""
     import yaml
 
-    for kind, card in found:
-        typer.echo(f"# {kind}  {card.path}")
-        content = card.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+    typer.echo("\n".join([f"# {kind}  {file}", *(f"# {line}".rstrip() for line in text.splitlines())]))
+    typer.echo(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110))
+
+
+def _scorer(stem: str) -> dict[str, Any]:
+    """What a scorer's module declares; of its weights, files that are here, models of the hub, or what is lacking."""
+    import importlib
+
+    from harness import scorers, weights
+    from harness.errors import UserError
+
+    module = importlib.import_module(f"harness.scorers.{stem}")
+    try:
+        held: list[str] = [str(path) for path in scorers.weights(stem)]
+    except UserError as error:
+        held = [f"lacking: {error}"]
+    held += [f"{w.source}@{w.revision} (licence: {w.licence})" for w in weights.of_scorer(stem, {})]
+    return {
+        "kind": "scorer",
+        "file": str(module.__file__),
+        "name": stem,
+        "summary": scorers.summary(stem),
+        "about": (module.__doc__ or "").strip(),  # licences of what it is made of are said here
+        "columns": {column: str(kind) for column, kind in scorers.columns(stem).items()},
+        "references": list(scorers.REFERENCES) if scorers.pair(stem) else [],  # of a pair scorer: NAME@same/base
+        "reads_prompt": scorers.text(stem),
+        "parameters": dict(getattr(module, "DEFAULTS", {})),
+        "micro_batch": module.MICRO_BATCH,
+        "libraries": list(scorers.libraries(stem)),
+        "weights": held,
+    }
 
 
 def diff(
@@ -89,16 +133,12 @@ def diff(
 ) -> None:
     """Say which keys of which stage differ between two runs; exit code 0 also when some do."""
     from harness.cli.report import read_record
-    from harness.fingerprint import difference
+    from harness.records import differences
 
-    stages = [_stages(read_record(run)) for run in (left, right)]
-    found: list[dict[str, Any]] = []
-    for name in sorted({*stages[0], *stages[1]}):
-        a, b = stages[0].get(name), stages[1].get(name)
-        if a is None or b is None:
-            found.append({"stage": name, "only_in": str(left if b is None else right)})
-        else:
-            found += [{"stage": name, "key": k, "left": x, "right": y} for k, x, y in difference(a, b)]
+    found = differences(read_record(left), read_record(right))
+    for row in found:
+        if "only_in" in row:
+            row["only_in"] = str(left if row["only_in"] == "left" else right)
     if json:
         options.emit({"differences": found})
         return
@@ -109,22 +149,6 @@ def diff(
             typer.echo(f"{row['stage']}: {row['key']}: {row['left']} -> {row['right']}")
     if not found:
         typer.echo("no difference: both runs rest on the same stages")
-
-
-def _stages(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each stage's key by ``bench/defense/stage``, of what a regenerator adds by ``bench/defense/variant/stage``."""
-    from harness.compare import BASE
-
-    found: dict[str, dict[str, Any]] = {}
-    for chain in record["chains"]:
-        keys = {f"{s['stage']}:{s['fingerprint']}": {**s["key"], "shards": chain["shards"]} for s in chain["stages"]}
-        # A record of an earlier release has no variants.
-        variants = {v["variant"]: v["stages"] for v in chain.get("variants", [{"variant": BASE, "stages": list(keys)}])}
-        for variant, stages in variants.items():
-            own = stages if variant == BASE else [s for s in stages if s not in variants[BASE]]
-            place = f"{chain['bench']}/{chain['defense']}" + ("" if variant == BASE else f"/{variant}")
-            found |= {f"{place}/{stage.partition(':')[0]}": keys[stage] for stage in own}
-    return found
 
 
 def doctor(

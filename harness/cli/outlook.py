@@ -48,6 +48,7 @@ def outlook(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None 
         "backbone": plan.backbone.name,
         "rows": sum(c.num_rows for c in plan.chains),
         "excluded": excluded,
+        "left_out": [pair._asdict() for pair in plan.left_out],
         "images_to_draw": images,
         "legs": [
             [{"stages": list(s.stages), "gpu": s.gpu} for s in leg.stations]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,9 @@ import typer
 from harness.cli import options
 
 if TYPE_CHECKING:
-    from harness.evaluate import Finished, Places
+    from harness.evaluate import Budget, Finished, Places
     from harness.flow import Outcome, Resources
-    from harness.plan import Request
+    from harness.plan import Plan, Request
 
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Actors at work at once. Default: GPUs, else cores.")
@@ -50,7 +51,32 @@ def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | No
         address=os.environ.get("RAY_ADDRESS"),
     )
     check(found)
+    if executor == "inline" or found.address is None:
+        _require_gpus(num_gpus)
     return found
+
+
+def _require_gpus(number: int) -> None:
+    """Refuse more GPUs than this machine has, or any where torch can use none.
+
+    Raises:
+        UserError: what was asked for, and what is there.
+    """
+    from harness.errors import UserError
+
+    if not number:
+        return
+    there = visible_gpus()
+    if there < number:  # what a container does not list, torch may still see
+        import torch
+
+        there = torch.cuda.device_count()
+    if there < number:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        narrowed = "" if chosen is None else f" (CUDA_VISIBLE_DEVICES is {chosen!r})"
+        raise UserError(f"--num-gpus {number}: {there} here{narrowed}; without the option all of them are used")
+    if metadata.version("torch").endswith("+cpu"):
+        raise UserError(f"{number} GPUs to use, but torch is built for the CPU only: install another, or --num-gpus 0")
 
 
 def gpus(number: int | None, memory_gb: float | None) -> tuple[int, float | None]:
@@ -85,8 +111,18 @@ def run(
     machine: tuple[int | None, float | None, int | None, str],
     max_errors: str,
     json: bool,
+    discard: bool = False,
 ) -> Finished:
-    """Evaluate and print; leaves with the exit code that says how it went unless that is 0."""
+    """Evaluate and print; leaves with the exit code that says how it went unless that is 0.
+
+    Args:
+        request: what is asked for.
+        places: its folders.
+        machine: GPUs, GB of one, workers, executor; None: asked of the machine.
+        max_errors: failed rows allowed.
+        json: whether one JSON object is printed, instead of tables.
+        discard: whether the pictures are removed once they are scored, also where too many rows failed.
+    """
     from harness.cli.progress import Display
     from harness.evaluate import Budget, evaluate
 
@@ -96,13 +132,15 @@ def run(
         finished = evaluate(request, places, resources, budget, display, command)
     if not finished.cells:
         assert finished.outcome is not None
-        _unfinished(finished, finished.outcome, budget)
+        _unfinished(finished, finished.outcome, budget, discard)
     if json:
         options.emit(summary(finished))
     else:
         from harness.report import terminal
 
         terminal.show(finished.cells, finished.plan.policies, finished.paths)
+    if discard:
+        _discard(finished.plan, places)
     if budget.exceeded(finished.errors, finished.rows):
         print(
             f"harness: {finished.errors} of {finished.rows} rows failed, more than --max-errors {max_errors}",
@@ -112,24 +150,30 @@ def run(
     return finished
 
 
-def discard(request: Request, places: Places) -> None:
+def _discard(plan: Plan, places: Places) -> None:
     """Remove the run's own pictures from the store."""
-    from harness.evaluate import images_of, prepare
+    from harness.evaluate import images_of
     from harness.store import Store
 
     store = Store.open_existing(places.store)
     with store.lock():
-        freed = store.discard_images(images_of(prepare(request, places), store))
+        freed = store.discard_images(images_of(plan, store))
     print(f"pictures discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
 
 
-def _unfinished(finished: Finished, outcome: Outcome, budget: Any) -> None:
+def _unfinished(finished: Finished, outcome: Outcome, budget: Budget, discard: bool) -> None:
     """Say what stopped the run and how to go on; never returns."""
     counts = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items()))
     print(f"harness: not complete ({counts} shards); what is done is kept in the store", file=sys.stderr)
     for detail in outcome.details[:5]:
         print(f"  {detail}", file=sys.stderr)
     print(f"  details: {finished.run / 'log'}; run the same command again to go on", file=sys.stderr)
+    if discard:
+        print(
+            "  --discard-images: nothing is discarded, since not every picture is scored; go on, or remove them with "
+            "`harness store prune --images`",
+            file=sys.stderr,
+        )
     if budget.exceeded(outcome.errors, finished.plan.num_rows):
         raise typer.Exit(3)
     if outcome.statuses["failed"] or outcome.statuses["lost"]:

@@ -18,12 +18,15 @@ def register(app: typer.Typer) -> None:
 
 @store.command("ls", epilog="Example: harness store ls --json")
 def ls(path: options.StoreDir = options.STORE, json: options.Json = False) -> None:
-    """List stages and fingerprints with their shards and size."""
+    """List stages and fingerprints with their shards and size.
+
+    With --json: `store`, its folder; `entries`, each with `stage`, `fingerprint`, `shards`, `size` (bytes), `what`.
+    """
     from harness.store import Store
 
     entries = Store.open_existing(path).entries()
     if json:
-        options.emit([e._asdict() for e in entries])
+        options.emit({"store": str(path), "entries": [e._asdict() for e in entries]})
         return
     for e in entries:
         typer.echo(f"{e.stage:<24} {e.fingerprint}  {e.shards:>5} shards  {e.size / 1e6:>9.2f} MB  {e.what}")

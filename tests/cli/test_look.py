@@ -12,6 +12,7 @@ from click.testing import Result
 from desk import Desk
 from typer.testing import CliRunner
 
+from harness import scorers
 from harness.cli import app
 from harness.errors import UserError
 from harness.store import Store, publish
@@ -42,15 +43,36 @@ def test_an_unknown_kind_is_named_with_the_nearest() -> None:
 
 
 def test_describe_shows_the_card_and_its_file() -> None:
-    found = next(c for c in _json("describe", "rece") if c["kind"] == "defense")  # a policy is called so too
+    both = _json("describe", "rece")
+    assert (both["name"], sorted(c["kind"] for c in both["found"])) == ("rece", ["defense", "policy"])
+    found = next(c for c in both["found"] if c["kind"] == "defense")
     assert found["file"].endswith("pipelines/defenses/rece.yaml")
     assert found["mechanism"] == "rece"
     assert "mechanism: rece" in _call("describe", "rece").stdout
 
 
-def test_describe_of_an_unknown_name_helps() -> None:
-    with pytest.raises(UserError, match="'recce'.*did you mean 'rece'"):
-        _call("describe", "recce")
+@pytest.mark.parametrize(("name", "near"), [("recce", "rece"), ("nudnet", "nudenet")])
+def test_describe_of_an_unknown_name_helps(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}'.*did you mean '{near}'"):
+        _call("describe", name)
+
+
+@pytest.mark.parametrize("stem", scorers.names())
+def test_describe_shows_every_scorer_that_list_shows(stem: str) -> None:
+    (found,) = (c for c in _json("describe", stem)["found"] if c["kind"] == "scorer")
+    assert Path(found["file"]).name == f"{stem}.py"
+    assert list(found["columns"]) == list(scorers.columns(stem))
+    assert (found["references"] == ["same/base", "none/base"]) is scorers.pair(stem)
+    shown = _call("describe", stem).stdout
+    assert all(text in shown for text in (found["file"], found["summary"].split()[0], *found["columns"]))
+
+
+def test_describe_says_a_scorer_s_licence_and_where_its_weights_are() -> None:
+    assert "AGPL-3.0" in _call("describe", "nudenet").stdout
+    (found,) = _json("describe", "shapes_classifier")["found"]
+    assert any(Path(place).is_file() for place in found["weights"])
+    (found,) = _json("describe", "dinov2")["found"]
+    assert any(place.startswith("facebook/dinov2") for place in found["weights"])
 
 
 def test_a_plan_says_what_there_is_to_do_and_writes_nothing(desk: Desk) -> None:
@@ -72,6 +94,7 @@ def test_a_plan_says_what_there_is_to_do_and_writes_nothing(desk: Desk) -> None:
     assert found["legs"] == [[{"stages": ["generate", "score-shapes_oracle"], "gpu": 0.0}]]
     assert not desk.store.exists()
     assert _json("eval", *words, "--dry-run") == found
+    assert found["left_out"] == []
     assert "20 images to draw" in _call("plan", *words).stdout.replace("\n", " ")
 
 
@@ -133,10 +156,9 @@ def _filled(root: Path) -> Store:
 
 def test_the_store_is_listed_and_weighed(tmp_path: Path) -> None:
     _filled(tmp_path / "s")
-    assert [(e["stage"], e["shards"]) for e in _json("store", "ls", "--store", str(tmp_path / "s"))] == [
-        ("generate", 1),
-        ("score-nudenet", 1),
-    ]
+    listed = _json("store", "ls", "--store", str(tmp_path / "s"))
+    assert listed["store"] == str(tmp_path / "s")
+    assert [(e["stage"], e["shards"]) for e in listed["entries"]] == [("generate", 1), ("score-nudenet", 1)]
     found = _json("store", "du", "--store", str(tmp_path / "s"))
     assert found["total"] == sum(found["stages"].values()) > 0
 
