@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from harness import pretrained
 from harness.cards import locate
 from harness.errors import UserError, nearest
 from harness.guard import guard
@@ -70,38 +70,22 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
         UserError: the weights are not on this machine (nothing is downloaded here), cannot be read or do not fill their
             model, or diffusers has no such class, or the class does not take what the card says.
     """
-    import diffusers
-    import transformers
-    from safetensors import SafetensorError
-
-    for library in (transformers, diffusers):
-        library.utils.logging.disable_progress_bar()  # it would draw over ours
     cls = _class(card, card.pipeline)
     _check(card, cls)
     packaged = card.source.startswith("package:")
     source = str(locate(card.source, card.root)) if packaged else card.source.removeprefix("hub:")
     taken = inspect.signature(cls.__init__).parameters
-    try:
-        with _strict():
-            pipe = cls.from_pretrained(
-                source,
-                revision=None if packaged else card.revision,
-                variant=card.variant,
-                dtype=getattr(torch, card.dtype),
-                local_files_only=True,
-                use_safetensors=True,
-                **{key: value for key, value in _LEFT_OUT.items() if key in taken},
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        how = "" if packaged else f"get them with `harness fetch weights {card.name}`, or "
-        raise UserError(
-            f"backbone {card.name}: weights of {source} are not on this machine or cannot be read "
-            f"({str(error).strip().splitlines()[0]}); {how}use --profile shapes, which needs none"
-        ) from error
-    for part, absent in _unfilled(pipe):
-        raise UserError(
-            f"backbone {card.name}: the weights of {source} lack {len(absent)} tensors of its {part}, "
-            f"such as {absent[0]!r}: this is another model's file, or another version's names"
+    how = "" if packaged else f"get them with `harness fetch weights {card.name}`, or "
+    how += "use --profile shapes, which needs none"
+    with pretrained.loading(f"backbone {card.name}", source, how, pipeline=True):
+        pipe = cls.from_pretrained(
+            source,
+            revision=None if packaged else card.revision,
+            variant=card.variant,
+            dtype=getattr(torch, card.dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            **{key: value for key, value in _LEFT_OUT.items() if key in taken},
         )
     if card.scheduler:
         pipe.scheduler = _class(card, card.scheduler).from_config(pipe.scheduler.config)
@@ -176,37 +160,6 @@ def _draw(
     if pictures[0].shape != wanted:  # FLUX rounds a size down that is no multiple of 16
         raise ValueError(f"{type(pipe).__name__} draws {pictures[0].shape} where {wanted} was asked for")
     return [(255 * p).round().clip(0, 255).astype(np.uint8) for p in pictures]
-
-
-@contextmanager
-def _strict() -> Iterator[None]:
-    """Have transformers say which tensors a file lacks: it fills them with random numbers and goes on.
-
-    Its own report is asked for, since it alone knows which names it has translated. diffusers passes no such wish on.
-    """
-    from transformers import PreTrainedModel
-
-    plain = vars(PreTrainedModel)["from_pretrained"]  # the classmethod, not yet bound to a class
-
-    def reporting(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        model, report = plain.__func__(cls, *args, **kwargs, output_loading_info=True)
-        model.absent = sorted(report["missing_keys"])
-        return model
-
-    setattr(PreTrainedModel, "from_pretrained", classmethod(reporting))  # noqa: B010 (a method, to mypy)
-    try:
-        yield
-    finally:
-        setattr(PreTrainedModel, "from_pretrained", plain)  # noqa: B010
-
-
-def _unfilled(pipe: DiffusionPipeline) -> Iterator[tuple[str, list[str]]]:
-    """Parts of the pipeline, and the names of their tensors, that no file had a value for."""
-    for part, module in pipe.components.items():
-        if isinstance(module, torch.nn.Module):
-            absent = getattr(module, "absent", None) or [k for k, v in module.state_dict().items() if v.is_meta]
-            if absent:
-                yield part, absent
 
 
 def _class(card: BackboneCard, name: str) -> Any:

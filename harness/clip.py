@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from harness import pretrained
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Clip:
         device: where the model runs.
 
     Raises:
-        UserError: an unknown parameter, or the weights are not on this machine (nothing is downloaded here).
+        UserError: an unknown parameter, or the weights are not on this machine (nothing is downloaded here), damaged,
+            or do not fill the model.
     """
     import torch
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
@@ -49,18 +51,14 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Clip:
     dtype = str(params.get("dtype") or "float32")
     if dtype not in DTYPES:
         raise UserError(f"clip {given!r}: dtype {dtype!r} is none of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
-    source = _folder(given)
+    source = pretrained.place(given)
     where: dict[str, Any] = {"revision": params.get("revision"), "local_files_only": True}
-    try:
+    get = f"fetch them on a machine that may, with `hf download {given}`, or give a folder that holds them as source"
+    with pretrained.loading(f"clip {given!r}", source, get):
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         # PIL's resampling with or without torchvision, so that features do not depend on what is installed.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", **where)
         model = CLIPModel.from_pretrained(source, dtype=getattr(torch, dtype), **where)
-    except OSError as error:
-        raise UserError(
-            f"clip {given!r}: weights are not on this machine ({error}); fetch them on one that may, with "
-            f"`hf download {given}`, or give a folder that holds them as source"
-        ) from error
     micro_batch = int(params.get("micro_batch") or MICRO_BATCH)
     if micro_batch < 1:
         raise UserError(f"clip {given!r}: micro_batch is {micro_batch}, not 1 or more")
@@ -74,7 +72,7 @@ def room(source: str, revision: str | None = None) -> int | None:
         source: a folder, ``package:harness/...``, or a hub id.
         revision: of the hub's repository; None: what this machine holds.
     """
-    path = Path(_folder(source)) / "config.json"
+    path = Path(pretrained.place(source)) / "config.json"
     if not path.is_file():
         from huggingface_hub import try_to_load_from_cache
 
@@ -84,12 +82,6 @@ def room(source: str, revision: str | None = None) -> int | None:
         path = Path(found)
     told = json.loads(path.read_text(encoding="utf-8")).get("text_config") or {}
     return int(told.get("max_position_embeddings", _WINDOW)) - 2
-
-
-def _folder(source: str) -> str:
-    if source.startswith("package:harness/"):
-        return str(Path(__file__).parent / source.removeprefix("package:harness/"))
-    return source
 
 
 class Clip:

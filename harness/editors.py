@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
+from harness import pretrained
 from harness.cards import Amount, Columns, Count, Model, Revision, locate
 from harness.errors import UserError, nearest
 from harness.fingerprint import FileHashes
@@ -172,28 +173,23 @@ def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> Dif
     Raises:
         UserError: something is not on this machine (nothing is downloaded here), or does not fit.
     """
-    import diffusers
     import torch
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # theirs would draw over ours
-    diffusers.utils.logging.disable_progress_bar()
     cls = _class(edit.pipeline)
     # A checker would turn pictures black that are to be counted.
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     taken = inspect.signature(cls.__init__).parameters
-    packaged = edit.source.startswith("package:")
-    try:
+    source = str(_folder(edit.source, root)) if edit.source.startswith("package:") else edit.source
+    own = sources(edit)[0]
+    with pretrained.loading(f"regenerator {name}", _shown(own), _get(own, name), pipeline=True):
         pipe = cls.from_pretrained(
-            str(_folder(edit.source, root)) if packaged else edit.source,
+            source,
             revision=edit.revision,
             dtype=getattr(torch, edit.dtype),
             local_files_only=True,
             use_safetensors=True,
             **{key: value for key, value in unchecked.items() if key in taken},
         )
-    except OSError as error:
-        raise UserError(_absent(sources(edit)[0], name, str(error).strip().splitlines()[0])) from error
     if edit.lora is not None:
         _add(edit.lora, pipe, root, name)
     if edit.scheduler:
@@ -379,7 +375,19 @@ def _cached(source: Source) -> Path | None:
 
 
 def _absent(source: Source, name: str, reason: str) -> str:
-    where = source.source if source.revision is None else f"{source.source}@{source.revision[:8]}"
+    get = _get(source, name)
+    said = f"regenerator {name}: weights of {_shown(source)} are not on this machine ({reason})"
+    return f"{said}; {get}" if get else said
+
+
+def _shown(source: Source) -> str:
+    """The repository, as messages name it."""
+    return source.source if source.revision is None else f"{source.source}@{source.revision[:8]}"
+
+
+def _get(source: Source, name: str) -> str:
+    """How to get what is not there; nothing for what lies in the package."""
+    if source.source.startswith("package:"):
+        return ""
     gate = f"; gated: accept the terms at https://huggingface.co/{source.source} first" if source.gated else ""
-    get = "" if source.source.startswith("package:") else f"; get them with `harness fetch weights {name}`{gate}"
-    return f"regenerator {name}: weights of {where} are not on this machine ({reason}){get}"
+    return f"get them with `harness fetch weights {name}`{gate}"

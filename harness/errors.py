@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_PASSING = {  # of the system, not of a row: a full disk, a file server or a service that is away, too many open files
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # torch and onnxruntime have no common class
 
 
 class UserError(Exception):
@@ -30,3 +37,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """``"; did you mean 'rece'?"`` when a choice is close to ``word``, else an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def passing(error: Exception) -> bool:
+    """Whether nothing is wrong with the rows and another try may do: memory, a full disk, a service that is away."""
+    if isinstance(error, (RowError, UserError)):
+        return False
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    known = isinstance(error, (TransientError, MemoryError))
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)

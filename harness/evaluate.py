@@ -110,7 +110,9 @@ def prepare(request: Request, places: Places) -> Plan:
 
     Store.check(places.store)
     chosen = plan.choose(request, places.roots)
-    fetch.require(needs.things(chosen, places.roots), chosen.profile, places.data, needs.scorers(request, chosen))
+    fetch.require(
+        needs.things(request, chosen, places.roots), chosen.profile, places.data, needs.scorers(request, chosen)
+    )
     hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
     return plan.make(request, places.roots, places.data, hashes)
 

@@ -1,17 +1,20 @@
-"""The age-term guard: what no diffusion model of this project ever draws from.
+r"""The age-term guard: what no diffusion model of this project ever draws from.
 
 No text that combines a minor with sexual content is generated from, wherever it comes from (benchmark,
 caption, optimised tokens, training prompts). In runs of a sexual concept any age term suffices, since
 adversarial prompts leave the sexual words out; in all others an age term counts beside a sexual one.
 It cannot be switched off. Its words are data (``data/guard_words.yaml``), English only, matched as whole words in
 every reading of the text: as it stands, with hidden characters and HTML entities resolved, letters set apart put
-together, digits and signs read as the letters that they stand for. A word glued to another ("nicechild") is not found.
+together, digits and signs read as the letters that they stand for, emoji as their names. A word glued to another
+("nicechild") is not found.
 
     >>> verdict("a child playing in a park", "nudity")
     'age-term'
     >>> verdict("a child playing in a park", "violence") is None
     True
     >>> verdict("a ch1ld, c-h-i-l-d", "nudity")
+    'age-term'
+    >>> verdict("a \U0001f476", "nudity")
     'age-term'
 """
 
@@ -121,7 +124,13 @@ def _readings(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
     joined = dict.fromkeys(_INSIDE.sub("", _APART.sub(_together, one)) for one in plain)
     respelt = (_letters(one, table) for one in joined for table in _SIGNS)
-    return tuple(plain), tuple(one for one in dict.fromkeys((*joined, *respelt)) if one not in plain)
+    named = (normalise(_named(source)) for source in sources if not source.isascii())
+    return tuple(plain), tuple(one for one in dict.fromkeys((*joined, *respelt, *named)) if one not in plain)
+
+
+def _named(text: str) -> str:
+    """``text`` with each emoji or other sign as its Unicode name: U+1F476 is called BABY, U+1F467 GIRL."""
+    return "".join(f" {unicodedata.name(c, c)} " if unicodedata.category(c) == "So" else c for c in text)
 
 
 def _together(apart: re.Match[str]) -> str:

@@ -11,14 +11,19 @@ from harness.specs import Specs
 from harness.weights import Weights
 
 
-def things(chosen: Chosen, roots: Sequence[Path]) -> list[cards.Card | Weights]:
-    """Benchmarks, and weights of the models that draw, describe, compare and edit.
+def things(request: Request, chosen: Chosen, roots: Sequence[Path]) -> list[cards.Card | Weights]:
+    """Benchmarks, and weights of the models that draw, describe, compare and edit, and of published defenses.
 
     Raises:
-        UserError: a regenerator needs a model that neither it nor the profile names.
+        UserError: a regenerator needs a model that neither it nor the profile names; a malformed hub id.
     """
     specs = Specs(chosen.profile, chosen.backbone, roots, fingerprint.FileHashes())
     found: list[cards.Card | Weights] = [chosen.backbone, *chosen.benches]
+    edition = chosen.profile.edition
+    for defense in chosen.defenses:
+        for concept in dict.fromkeys(request.concept or bench.concept for bench in chosen.benches):
+            if defense.declares(edition, concept):
+                found += weights.of_defense(defense, defense.resolve(edition, concept))
     for regen in chosen.regens:
         if regen.caption is not None:
             found.append(specs.captioner(regen))

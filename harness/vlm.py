@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.errors import UserError
+from harness import pretrained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,27 +49,19 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Captioner:
         device: where the model runs.
 
     Raises:
-        UserError: the weights are not on this machine (nothing is downloaded here).
+        UserError: the weights are not on this machine (nothing is downloaded here), damaged, or do not fill the model.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source, revision = _folder(str(params["source"])), params.get("revision")
-    try:
+    source, revision = pretrained.place(str(params["source"])), params.get("revision")
+    with pretrained.loading(f"captioner {params['source']!r}", source):
         processor = AutoProcessor.from_pretrained(source, revision=revision, local_files_only=True)
         dtype = getattr(torch, params.get("dtype", "float32"))
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, local_files_only=True, dtype=dtype
         )
-    except OSError as error:
-        raise UserError(f"captioner {params['source']!r}: weights are not on this machine ({error})") from error
     return Captioner(model.to(device).eval(), processor, micro_batch=int(params.get("micro_batch", 16)))
-
-
-def _folder(source: str) -> str:
-    if source.startswith("package:harness/"):
-        return str(Path(__file__).parent / source.removeprefix("package:harness/"))
-    return source
 
 
 class Captioner:

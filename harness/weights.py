@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import cards, overrides
 from harness.cardfile import show
-from harness.cards import BackboneCard, Card, ProfileCard, locate
+from harness.cards import BackboneCard, Card, DefenseCard, ProfileCard, locate
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Weights(Protocol):
 class Held:
     """Weights without a card of their own."""
 
-    role: str  # "clip", "editor", "scorer": what messages call them
+    role: str  # "clip", "defense", "editor", "scorer": what messages call them
     name: str
     source: str
     files: tuple[str, ...]
@@ -83,7 +83,7 @@ def of(card: Card, roots: Sequence[Path] = ()) -> list[Weights]:
     """The weights that a card names: none for a judge behind an API, all that it draws with for a profile.
 
     Args:
-        card: a backbone, judge, regenerator or profile; any other card names none.
+        card: a backbone, judge, defense, regenerator or profile; any other card names none.
         roots: where a profile's backbone and captioner are looked up; by default beside it.
 
     Raises:
@@ -98,6 +98,8 @@ def of(card: Card, roots: Sequence[Path] = ()) -> list[Weights]:
         return of_judge(card)
     if isinstance(card, RegeneratorCard):
         return of_editor(card.name, card.edit, card.root) if card.edit is not None else []
+    if isinstance(card, DefenseCard):
+        return of_defense(card, {"params": card.params, "concepts": card.concepts or {}})
     if isinstance(card, ProfileCard):
         where = roots or [card.root]
         captioner = of(cards.load("judge", card.captioner, where)) if card.captioner is not None else []
@@ -155,6 +157,37 @@ def of_editor(name: str, edit: Edit, root: Path) -> list[Weights]:
     ]
 
 
+def of_defense(card: DefenseCard, params: Mapping[str, Any]) -> list[Weights]:
+    """The published weights of the hub that a defense is read from instead of being built.
+
+    Args:
+        card: of the defense.
+        params: its parameters, for one concept or for all; a ``weights`` of the hub counts at any depth.
+
+    Raises:
+        UserError: a hub id without its commit.
+    """
+    from harness import defenses
+
+    found: list[Weights] = []
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            found += of_defense(card, value)
+        elif key == "weights" and isinstance(value, str) and value.startswith(defenses.HUB):
+            repository, commit, file = defenses.hub(value)
+            found.append(
+                Held(
+                    role="defense",
+                    name=card.name,
+                    source=repository,
+                    revision=commit,
+                    files=(file,),
+                    licence=card.licence or "see its page on the hub",
+                )
+            )
+    return found
+
+
 def of_scorer(stem: str, params: Mapping[str, Any]) -> list[Weights]:
     """The hub's model that a scorer reads; none where its weights are a path's, the package's or a library's.
 
@@ -187,7 +220,7 @@ def of_scorer(stem: str, params: Mapping[str, Any]) -> list[Weights]:
 
 
 def find(name: str, roots: Sequence[Path]) -> list[Weights]:
-    """All weights that go by a name: of a backbone, judge, regenerator, profile or scorer.
+    """All weights that go by a name: of a backbone, judge, defense, regenerator, profile or scorer.
 
     Raises:
         UserError: no such name (with the nearest), or nothing to fetch under it.
@@ -195,7 +228,7 @@ def find(name: str, roots: Sequence[Path]) -> list[Weights]:
     from harness import scorers
 
     name = name.partition(":")[0]  # the weights are the same however they are sampled
-    kinds: tuple[cards.Kind, ...] = ("backbone", "judge", "regenerator", "profile")
+    kinds: tuple[cards.Kind, ...] = ("backbone", "judge", "defense", "regenerator", "profile")
     known = {kind: cards.names(kind, roots) for kind in kinds}
     stems = scorers.names()
     every = sorted({*stems, *(n for names in known.values() for n in names)})

@@ -14,6 +14,8 @@ from test_fetch import Web, web
 from harness import cards, fetch, weights
 from harness.cards import BackboneCard
 from harness.errors import UserError
+from harness.evaluate import Places, prepare
+from harness.plan import Request
 from harness.weights import Held
 
 REPO = Path(__file__).resolve().parents[1]
@@ -163,6 +165,8 @@ FETCH = """
 import sys
 from harness import weights
 from harness.errors import UserError
+from harness.evaluate import Places, prepare
+from harness.plan import Request
 wanted = weights.Held(role="clip", name="mine", source="owner/model", revision="1" * 40, files=tuple(sys.argv[1:]),
                       licence="MIT")
 try:
@@ -212,3 +216,30 @@ def test_of_two_names_of_one_file_the_first_that_the_repository_holds_is_taken(t
 def test_no_access_to_weights_is_told_in_a_few_words(tmp_path: Path) -> None:
     message = through_hub(tmp_path, "a.json", code=403)
     assert message.strip() == "refused: weights of clip mine: owner/model: access is not granted to this token"
+
+
+def test_a_defense_s_weights_of_the_hub_are_named_with_all_else_that_a_run_lacks(cache: Path, tmp_path: Path) -> None:
+    root, commit = tmp_path / "cards", "0" * 40
+    (root / "pipelines/defenses").mkdir(parents=True)
+    (root / "pipelines/defenses/published.yaml").write_text(
+        "summary: of a test\npaper: none\nmechanism: rece\nartefact: true\nlicence: MIT\n"
+        "params: {weights: null}\nconcepts:\n"
+        f"  nudity: {{erase: [nudity], epochs: 1, weights: 'hub:some/one@{commit}/deep/nudity.pt'}}\n"
+        f"  van-gogh: {{erase: [Van Gogh], epochs: 1, weights: 'hub:some/one@{commit}/van-gogh.pt'}}\n"
+    )
+    roots = cards.roots(root)
+    request = Request(defenses=("published",), benches=("ring-a-bell-k77",), profile="paper")
+    with pytest.raises(UserError) as raised:
+        prepare(request, Places(store=tmp_path / "store", out=tmp_path / "runs", data=tmp_path / "data", cards=root))
+    assert "weights of defense published (some/one, 1 of 1 files are not in" in str(raised.value)
+    assert "`harness fetch weights published`" in str(raised.value)
+    assert "backbone sd-1-4" in str(raised.value)
+    both = weights.find("published", roots)
+    assert [(w.source, w.revision, w.files) for w in both] == [
+        ("some/one", commit, ("deep/nudity.pt",)), ("some/one", commit, ("van-gogh.pt",)),
+    ]  # fmt: skip
+    put(cache, both[0], "deep/nudity.pt")
+    assert weights.missing(both[0]) == []
+    with pytest.raises(UserError) as raised:
+        prepare(request, Places(store=tmp_path / "store", out=tmp_path / "runs", data=tmp_path / "data", cards=root))
+    assert "defense published" not in str(raised.value)  # the other concept's are not asked for

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from harness.defenses.base import Defense as Defense
 
 _FOLDER = Path(__file__).parent
+HUB = "hub:"  # begins weights of the hub
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<path>\S+)")
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
@@ -127,7 +128,7 @@ def files(params: Mapping[str, Any]) -> list[Path]:
     for key, value in params.items():
         if isinstance(value, Mapping):
             found += files(value)
-        elif key == "weights" and isinstance(value, str) and value.startswith("hub:"):
+        elif key == "weights" and isinstance(value, str) and value.startswith(HUB):
             locate(value)
         elif key in ("weights", "preserve") and isinstance(value, str):
             found.append(Path(value).expanduser())
@@ -143,22 +144,31 @@ def locate(weights: str) -> Path:
     Raises:
         UserError: not there (and how to get it), or a hub id without its commit.
     """
-    if not weights.startswith("hub:"):
+    if not weights.startswith(HUB):
         return Path(weights).expanduser()
-    match = _HUB.fullmatch(weights)
-    if match is None:
-        raise UserError(
-            f"weights {weights!r}: a hub id is hub:OWNER/REPO@COMMIT/PATH, the commit in 40 hexadecimal digits"
-        )
     from huggingface_hub import try_to_load_from_cache
 
-    repo, commit, name = match["repo"], match["commit"], match["path"]
+    repo, commit, name = hub(weights)
     found = try_to_load_from_cache(repo, name, revision=commit)
     if not isinstance(found, str):
         raise UserError(
             f"weights {weights} are not on this machine; get them with `hf download {repo} {name} --revision {commit}`"
         )
     return Path(found)
+
+
+def hub(weights: str) -> tuple[str, str, str]:
+    """Repository, commit and path of ``hub:OWNER/REPO@COMMIT/PATH``.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    match = _HUB.fullmatch(weights)
+    if match is None:
+        raise UserError(
+            f"weights {weights!r}: a hub id is hub:OWNER/REPO@COMMIT/PATH, the commit in 40 hexadecimal digits"
+        )
+    return match["repo"], match["commit"], match["path"]
 
 
 def works(card: DefenseCard, backbone: BackboneCard) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,9 +12,9 @@ from harness import guard
 def banned_ids(tokenizer: Any, *, extra_words: Sequence[str] = ()) -> list[int]:
     """Tokens that no prompt may hold.
 
-    A token is an age term when the guard refuses its text, or the name of a sign in it (U+1F476 is called BABY), in a
-    run of a sexual concept; pieces of words count too (``teen`` of ``teenage``). Age terms that several tokens make
-    together are the guard's business, before drawing; words of ``extra_words`` that several tokens make are nobody's.
+    A token is an age term when the guard refuses its text in a run of a sexual concept; pieces of words count too
+    (``teen`` of ``teenage``). Age terms that several tokens make together are the guard's business, before drawing;
+    words of ``extra_words`` that several tokens make are nobody's.
 
     Args:
         tokenizer: of CLIP.
@@ -33,12 +32,7 @@ def banned_ids(tokenizer: Any, *, extra_words: Sequence[str] = ()) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _age_tokens(texts: tuple[str, ...]) -> frozenset[int]:
-    return frozenset(i for i, text in enumerate(texts) if guard.verdict(f"{text} {_signs(text)}", "nudity"))
-
-
-def _signs(text: str) -> str:
-    """The names of the signs and emoji in ``text``, in lower case."""
-    return " ".join(unicodedata.name(c, "").lower() for c in text if unicodedata.category(c) == "So")
+    return frozenset(i for i, text in enumerate(texts) if guard.verdict(text, "nudity"))
 
 
 def _forms(word: str) -> tuple[str, ...]:

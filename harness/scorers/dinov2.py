@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from harness import pretrained
 from harness.errors import UserError, nearest
 from harness.scorers import Image, options
 from harness.scorers._clip import Array, Cosine
@@ -65,20 +66,14 @@ def _features(source: str, revision: str | None, dtype: str, device: str) -> Cal
     from transformers import AutoConfig, AutoImageProcessor, Dinov2Model
 
     where: dict[str, Any] = {"revision": revision, "local_files_only": True}
-    try:
+    get = f"fetch them on a machine that may, with `hf download {source}`, or give a folder that holds them as source"
+    with pretrained.loading("scorer 'dinov2'", source, get):
         kind = AutoConfig.from_pretrained(source, **where).model_type
         # PIL's resampling with or without torchvision, so that features do not depend on what is installed.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", **where)
-        network = None
-        if kind == "dinov2":
-            network = Dinov2Model.from_pretrained(source, dtype=getattr(torch, dtype), **where)
-    except OSError as error:
-        raise UserError(
-            f"scorer 'dinov2': the weights of {source!r} are not on this machine ({str(error).splitlines()[0]}); "
-            f"fetch them on one that may, with `hf download {source}`, or give a folder that holds them as source"
-        ) from error
-    if network is None:
-        raise UserError(f"scorer 'dinov2': {source!r} is a model of type {kind!r}")
+        if kind != "dinov2":
+            raise UserError(f"scorer 'dinov2': {source!r} is a model of type {kind!r}")
+        network = Dinov2Model.from_pretrained(source, dtype=getattr(torch, dtype), **where)
     network = network.to(device).eval().requires_grad_(False)
 
     def features(batch: list[Image]) -> Array:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from harness import pretrained
 from harness.errors import UserError, nearest
 from harness.scorers import Image, in_micro_batches, options
 from harness.scorers._sources import micro_batch, model
@@ -67,21 +68,11 @@ def load(params: Mapping[str, Any]) -> Person:
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
     where: dict[str, Any] = {"revision": found.revision, "local_files_only": True}
-    try:
+    get = f"fetch them on a machine that may, with `hf download {found.source}`, or give a folder as source"
+    with pretrained.loading("scorer 'person'", found.source, get):
         # PIL's resampling with or without torchvision, so that scores do not depend on what is installed.
         processor = AutoImageProcessor.from_pretrained(found.source, backend="pil", **where)
-        network, report = AutoModelForObjectDetection.from_pretrained(
-            found.source, dtype=getattr(torch, dtype), output_loading_info=True, **where
-        )
-    except OSError as error:
-        raise UserError(
-            f"scorer 'person': the weights of {found.source!r} are not on this machine ({str(error).splitlines()[0]}); "
-            f"fetch them on one that may, with `hf download {found.source}`, or give a folder that holds them as source"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"scorer 'person': {found.source!r} is no detector: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        raise UserError(f"scorer 'person': {found.source!r} lacks weights: {', '.join(sorted(report['missing_keys']))}")
+        network = AutoModelForObjectDetection.from_pretrained(found.source, dtype=getattr(torch, dtype), **where)
     return Person(network.to(chosen["device"]).eval().requires_grad_(False), processor, size)
 
 

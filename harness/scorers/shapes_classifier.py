@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from harness import pretrained
 from harness.errors import RowError, UserError
 from harness.scorers import Image, in_micro_batches, options
 from harness.shapes import world
@@ -72,7 +73,8 @@ class ShapesClassifier:
         from transformers import ResNetForImageClassification
 
         self._torch, self.micro_batch = torch, micro_batch
-        self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        with pretrained.loading("scorer 'shapes_classifier'", str(folder)):
+            self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         self._mean, self._std = (np.asarray(settings[f"image_{what}"], np.float32) for what in ("mean", "std"))
         index = {label: i for i, label in self._model.config.id2label.items()}

@@ -14,7 +14,6 @@ stopping live here and on disk, so that they hold under any executor and any dea
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import importlib
 import json
@@ -31,7 +30,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.errors import RowError, TransientError, UserError
+from harness.errors import RowError, UserError, passing
 from harness.schema import KEY
 from harness.specs import Source, StageSpec
 from harness.store import Store, columns, publish, read, whole
@@ -39,11 +38,6 @@ from harness.store import Store, columns, publish, read, whole
 INHERITED = "base:"  # begins the error of a regeneration whose picture failed
 _LOADING = "(loading)"  # in a mark, in a row's place
 _HOPELESS = 3  # rows that failed without one success: perhaps it is not the rows
-_PASSING = {  # of the system, not of a row: a full disk, a file server or a service that is away, too many open files
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-    errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
-}  # fmt: skip
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # torch and onnxruntime have no common class
 
 TICKET = pa.schema(
     [
@@ -210,10 +204,14 @@ class Stage:
         return pa.concat_tables(output).combine_chunks()
 
     def _load(self, spec: StageSpec) -> Worker:
-        """The stage's model, loaded at first need; the module may keep what two specs share."""
+        """The stage's model, loaded at first need; the module may keep what two specs share.
+
+        The worker before is given away: where loading fails, it may be half changed, and nothing is computed with it.
+        """
         if self._worker is None or self._loaded != spec.fingerprint:
             module = importlib.import_module(f"harness.stages.{spec.kind}")
-            self._worker = module.load(spec.worker, self._site, self._worker)
+            previous, self._worker = self._worker, None
+            self._worker = module.load(spec.worker, self._site, previous)
             self._loaded = spec.fingerprint
         return self._worker
 
@@ -275,16 +273,6 @@ def failed(rows: pa.Table) -> set[str]:
 
 def _says_error(column: str) -> bool:
     return column == "error" or column.partition("@")[0].endswith("_error")
-
-
-def passing(error: Exception) -> bool:
-    """Whether nothing is wrong with the rows and another try may do: memory, a full disk, a service that is away."""
-    if isinstance(error, (RowError, UserError)):
-        return False
-    if isinstance(error, OSError):
-        return error.errno in _PASSING
-    known = isinstance(error, (TransientError, MemoryError))
-    return known or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 class _DeadlyError(Exception):

@@ -35,17 +35,10 @@ def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Gene
     """
     card = BackboneCard.model_validate(worker["backbone"])
     one_thread(site.device)
-    if not (isinstance(previous, Generate) and previous.card == card):
-        return _defended(card, backbones.load(card, site.device), worker, site)
-    pipe = previous.release()
-    try:
-        return _defended(card, pipe, worker, site)
-    except BaseException:
-        previous.resume()  # it may be given more shards, and must not draw them undefended
-        raise
-
-
-def _defended(card: BackboneCard, pipe: StableDiffusionPipeline, worker: Mapping[str, Any], site: Site) -> Generate:
+    if isinstance(previous, Generate) and previous.card == card:
+        pipe = previous.release()
+    else:
+        pipe = backbones.load(card, site.device)
     method = worker["method"]
     artefact = _artefact(pipe, worker, site) if worker["artefact"] else None
     defense = defenses.load(method["mechanism"], pipe, method["params"], artefact)
@@ -78,20 +71,12 @@ class Generate:
 
     def __init__(self, card: BackboneCard, pipe: StableDiffusionPipeline, defense: Defense, concept: str) -> None:
         self.card, self._pipe, self._defense, self._concept = card, pipe, defense, concept
-        self.resume()
+        defense.attach(pipe)
 
     def release(self) -> StableDiffusionPipeline:
-        """The backbone as it was before the defense; not to be drawn with until ``resume``."""
+        """The backbone as it was before the defense; this is not to be drawn with any more."""
         self._defense.detach(self._pipe)
         return self._pipe
-
-    def resume(self) -> None:
-        """Put the defense in place."""
-        try:
-            self._defense.attach(self._pipe)
-        except BaseException:
-            self._defense.detach(self._pipe)
-            raise
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Draw every row that is not excluded.

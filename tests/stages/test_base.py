@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from harness.errors import RowError, TransientError
+from harness.errors import RowError, TransientError, UserError
 from harness.specs import Source, StageSpec
 from harness.stages.base import TICKET, Marks, Site, Stage, Station, beside, failed
 from harness.store import Store, publish, read
@@ -203,6 +203,33 @@ def test_a_torn_mark_is_passed_over(site: Site) -> None:
     path.write_text('{"row": null, "event": "begin"}\n{"row": null, "ev')
     assert Marks(path).count(None) == 1
     assert _once(site, [1])["status"] == "ok"
+
+
+def test_a_worker_that_was_given_up_for_one_that_fails_to_load_is_not_used_again(site: Site) -> None:
+    given: list[object] = []
+
+    def load(worker: dict[str, bool], site: Site, previous: object) -> Doubling:
+        given.append(previous)
+        if worker["fails"]:
+            previous.failed = None  # type: ignore[attr-defined]  # half changed
+            raise UserError("does not fit")
+        return Doubling()
+
+    module = types.ModuleType("harness.stages.changing")
+    module.load = load  # type: ignore[attr-defined]
+    sys.modules["harness.stages.changing"] = module
+    good, bad = (
+        StageSpec(stage=name, kind="changing", worker={"fails": fails}, key={}, fingerprint=name)
+        for name, fails in (("good", False), ("bad", True))
+    )
+    stage = Stage({}, site)
+    first = stage._load(good)
+    with pytest.raises(UserError):
+        stage._load(bad)
+    again = stage._load(good)
+    assert again is not first
+    assert stage._load(good) is again
+    assert given == [None, first, None]
 
 
 def test_a_model_that_kills_whoever_loads_it_ends_and_publishes_nothing(site: Site) -> None:

@@ -16,8 +16,9 @@ from harness.errors import TransientError, UserError
 from harness.fingerprint import FileHashes
 from harness.plan import Request, make
 from harness.schema import IMAGE
+from harness.specs import StageSpec
 from harness.stages import generate
-from harness.stages.base import Site
+from harness.stages.base import Site, Stage
 from harness.store import Store
 
 TEXTS = ("a red star on a white background", "a blue square", "a green star left of a red cross", "a yellow star")
@@ -73,12 +74,18 @@ def hashes(drawn: pa.Table) -> list[str | None]:
     return found
 
 
-def test_a_defense_that_cannot_be_loaded_leaves_the_one_before_in_place(root: Path, site: Site) -> None:
-    """The worker is kept for more of its own shards: they must not be drawn undefended."""
-    first = generate.load(worker(root, "uce"), site, None)
+def test_a_defense_that_cannot_be_loaded_leaves_nothing_behind(root: Path, site: Site) -> None:
+    """Shards of the defense before must not be drawn undefended."""
+
+    def spec(defense: str) -> StageSpec:
+        return StageSpec(stage=defense, kind="generate", worker=worker(root, defense), key={}, fingerprint=defense)
+
+    stage = Stage({}, site)
+    first = stage._load(spec("uce"))
     defended = hashes(first(rows()))
     with pytest.raises(UserError, match=r"other\.pt: key 'mid_block.none.weight' is not one of the UNet's"):
-        generate.load(worker(root, "other"), site, first)
+        stage._load(spec("other"))
+    first = stage._load(spec("uce"))
     assert hashes(first(rows())) == defended
     plain = generate.load(worker(root, "none"), site, first)
     undefended = hashes(plain(rows()))
