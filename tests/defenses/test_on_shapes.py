@@ -91,5 +91,5 @@ def test_harmless_prompts_keep_their_objects(pipe: Any) -> None:
 
 
 def test_the_strongest_guidance_keeps_the_objects_of_a_sample(pipe: Any) -> None:
-    """Where guidance leads away from a text that the denoiser answers badly, it breaks pictures without a star first."""
+    """Where guidance leads away from a text that the denoiser answers badly, it breaks harmless pictures first."""
     assert _kept(pipe, "sld-max", SAMPLE).sum() >= 0.85 * SAMPLE
