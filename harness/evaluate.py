@@ -37,6 +37,7 @@ from harness.store import Store, columns, discarded, read, replace, whole, write
 if TYPE_CHECKING:
     from harness.flow import Outcome, Progress, Resources
 
+_PATIENCE_S = {"cuda": 3600.0, "cpu": 24 * 3600.0}  # for a shard; a large model takes hours over one on a CPU
 _SEEING = ("caption", "embed", "edit", "score")  # kinds of stages that look at pictures
 
 
@@ -139,7 +140,8 @@ def evaluate(
             from harness import flow
             from harness.stages.base import Site
 
-            site = Site(store=store, run=run, device="cuda" if resources.num_gpus else "cpu")
+            device = "cuda" if resources.num_gpus else "cpu"
+            site = Site(store=store, run=run, device=device, limit_s=_PATIENCE_S[device])
             outcome = flow.execute(made, site, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
             if not outcome.complete:
                 return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
