@@ -6,12 +6,14 @@ or as a regenerator makes them anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from harness import fingerprint
 from harness.specs import StageSpec
 
 
@@ -73,3 +75,12 @@ class Chain:
         """Every stage once: the pictures' first, then the scores'."""
         specs = [s for v in self.variants for s in v.steps] + [s for v in self.variants for s in v.scores]
         return tuple({(s.stage, s.fingerprint): s for s in specs}.values())
+
+
+def shards_of(rows: pa.Table, size: int) -> Iterator[Shard]:
+    """``rows`` cut into groups of ``size``; a shard's key is the hash of its members' inputs."""
+    for start in range(0, rows.num_rows, size):
+        part = rows.slice(start, size).combine_chunks()
+        known = part.drop_columns(["source"]) if "source" in part.column_names else part  # a path identifies nothing
+        content = hashlib.sha256(repr(known.to_pylist()).encode()).hexdigest()
+        yield Shard(content[: fingerprint.LENGTH], part)

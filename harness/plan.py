@@ -9,7 +9,6 @@ storage and retry. A *stage* is one step with one model; its fingerprint says al
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.types as pt
 from harness import cards, defenses, fingerprint, images, overrides, prompts, regenerators, scorers
 from harness.cardfile import show
 from harness.cards import BackboneCard, DefenseCard, PolicyCard, ProfileCard
-from harness.chain import Chain, LeftOut, Shard, Variant
+from harness.chain import Chain, LeftOut, Shard, Variant, shards_of
 from harness.compare import BASE
 from harness.datasetcard import DatasetCard
 from harness.errors import UserError, nearest
@@ -236,11 +235,11 @@ class _Builder:
         if self.request.seed is not None:
             rows = _seeded(rows, self.request.seed)
         cut = self.chosen.profile.shard_rows
-        plain = {BASELINE: tuple(_shards(self._named(rows, BASELINE), cut))}
+        plain = {BASELINE: tuple(shards_of(self._named(rows, BASELINE), cut))}
         unfit = {pair.defense for pair in self.left_out(bench)}
         for defense in (d for d in self.chosen.defenses if d.name not in unfit):
             defended = self._defended(defense, bench)
-            shards = plain.get(defense.name) or tuple(_shards(self._named(rows, defense.name), cut))
+            shards = plain.get(defense.name) or tuple(shards_of(self._named(rows, defense.name), cut))
             yield Chain(
                 defense=defense.name,
                 bench=bench.name,
@@ -290,7 +289,7 @@ class _Builder:
             defended=concept,
             total_rows=rows.num_rows,
             variants=tuple(found),
-            shards=tuple(_shards(rows, self.specs.profile.shard_rows)),
+            shards=tuple(shards_of(rows, self.specs.profile.shard_rows)),
         )
 
     def _named(self, rows: pa.Table, defense: str) -> pa.Table:
@@ -394,12 +393,3 @@ def _seeded(rows: pa.Table, seed: int) -> pa.Table:
 def _beside(shards: Sequence[Shard], others: Sequence[Shard]) -> dict[str, str]:
     """Each shard's key to that of the shard with the same prompts under another defense."""
     return {own.key: other.key for own, other in zip(shards, others, strict=True)}
-
-
-def _shards(rows: pa.Table, size: int) -> Iterator[Shard]:
-    """Cut ``rows`` into groups of ``size``; a shard's key is the hash of its members' inputs."""
-    for start in range(0, rows.num_rows, size):
-        part = rows.slice(start, size).combine_chunks()
-        known = part.drop_columns(["source"]) if "source" in part.column_names else part  # a path identifies nothing
-        content = hashlib.sha256(repr(known.to_pylist()).encode()).hexdigest()
-        yield Shard(content[: fingerprint.LENGTH], part)

@@ -21,7 +21,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.errors import RowError, UserError, passing
+from harness.errors import passing
 from harness.schema import KEY
 from harness.specs import Source, StageSpec
+from harness.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, row_name
 from harness.store import Store, columns, publish, read, whole
 
 INHERITED = "base:"  # begins the error of a regeneration whose picture failed
 _LOADING = "(loading)"  # in a mark, in a row's place
-_HOPELESS = 3  # rows that failed without one success: perhaps it is not the rows
 
 TICKET = pa.schema(
     [
@@ -166,7 +166,7 @@ class Stage:
             with marks.held(None), self._watched(spec, key):
                 worker = self._load(spec)
                 started = time.perf_counter()
-                search = _Bisection(worker, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+                search = Bisection(worker, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
                 (output,) = search([rows])
         else:
             started = time.perf_counter()
@@ -178,23 +178,23 @@ class Stage:
         """Each row on its own, marked; a row that has killed its worker ``tries`` times is quarantined.
 
         Raises:
-            _DeadlyError: loading the model is what kills, or every row so far has.
+            DeadlyError: loading the model is what kills, or every row so far has.
         """
         if marks.count(_LOADING) >= self._site.tries:
-            raise _DeadlyError("loading its model kills the worker (is there room for it?)")
+            raise DeadlyError("loading its model kills the worker (is there room for it?)")
         parts = [rows.slice(i, 1) for i in range(rows.num_rows)]
-        names = [_name(part) for part in parts]
+        names = [row_name(part) for part in parts]
         deadly = [marks.count(name) >= self._site.tries for name in names]
-        if sum(deadly) >= _HOPELESS and not any(marks.ended(name) for name in names):
-            raise _DeadlyError(f"every row kills the worker, first {names[0]}")
+        if sum(deadly) >= HOPELESS and not any(marks.ended(name) for name in names):
+            raise DeadlyError(f"every row kills the worker, first {names[0]}")
         with marks.held(_LOADING), self._watched(spec, key):
             worker = self._load(spec)
 
         def alone(part: pa.Table) -> pa.Table:
-            with marks.held(_name(part)), self._watched(spec, key):
+            with marks.held(row_name(part)), self._watched(spec, key):
                 return worker(part)
 
-        search = _Bisection(alone, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+        search = Bisection(alone, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
         computed = iter(search([part for part, dead in zip(parts, deadly, strict=True) if not dead]))
         output = []
         for part, name, dead in zip(parts, names, deadly, strict=True):
@@ -273,130 +273,3 @@ def failed(rows: pa.Table) -> set[str]:
 
 def _says_error(column: str) -> bool:
     return column == "error" or column.partition("@")[0].endswith("_error")
-
-
-class _DeadlyError(Exception):
-    """Workers die whatever the row."""
-
-
-class _HopelessError(Exception):
-    """Every row tried so far failed."""
-
-    def __str__(self) -> str:
-        return f"every row fails, first with {type(self.args[0]).__name__}: {self.args[0]}"
-
-
-class _Bisection:
-    """Call a worker; when it raises, halve the rows until the bad ones are found.
-
-    A row that raises on its own is final, with the error ``<stage>:<exception>``. When several rows
-    fail and none succeeds, wherever it is tried, it is not the rows: the first exception goes on.
-    """
-
-    probes = 8  # rows all over the shard that are tried before giving up
-
-    def __init__(
-        self,
-        call: Callable[[pa.Table], pa.Table],
-        failed: Callable[[pa.Table, str], pa.Table],
-        stage: str,
-        log: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._call, self._failed, self._stage, self._log = call, failed, stage, log
-        self._failures: list[Exception] = []
-        self._succeeded = False
-
-    def __call__(self, parts: Sequence[pa.Table]) -> list[pa.Table]:
-        """The output of each part."""
-        try:
-            outputs = [self._solve(part) for part in parts]
-        except _HopelessError:
-            if not self._works_somewhere([part.slice(i, 1) for part in parts for i in range(part.num_rows)]):
-                raise
-            self._failures.clear()
-            outputs = [self._solve(part) for part in parts]
-        if len(self._failures) > 1 and not self._succeeded:
-            raise self._failures[0]
-        return outputs
-
-    def _works_somewhere(self, rows: Sequence[pa.Table]) -> bool:
-        """Whether any of a few rows succeeds, from the last to the first: bad ones often stand side by side."""
-        for row in rows[:: -max(1, len(rows) // self.probes)]:
-            try:
-                self._call(row)
-            except Exception as error:
-                if passing(error):
-                    raise
-            else:
-                self._succeeded = True
-                break
-        return self._succeeded
-
-    def _solve(self, rows: pa.Table) -> pa.Table:
-        try:
-            output = self._call(rows)
-        except Exception as error:
-            if passing(error) or isinstance(error, UserError):
-                raise
-            if rows.num_rows > 1:
-                half = rows.num_rows // 2
-                return pa.concat_tables(
-                    [self._solve(rows.slice(0, half)), self._solve(rows.slice(half))]
-                ).combine_chunks()
-            if isinstance(error, RowError):  # known and final, however many rows have it
-                return self._failed(rows, error.code)
-            self._log({"row": _name(rows), "traceback": traceback.format_exc()})
-            self._failures.append(error)
-            if len(self._failures) >= _HOPELESS and not self._succeeded:
-                raise _HopelessError(self._failures[0]) from self._failures[0]
-            return self._failed(rows, f"{self._stage}:{type(error).__name__}")
-        self._succeeded = True
-        return output
-
-
-def _name(row: pa.Table) -> str:
-    return f"{row['row_id'][0].as_py()}#{row['sample'][0].as_py()}"
-
-
-class Marks:
-    """Attempts at one shard, one line each, on disk before the attempt begins."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def count(self, row: str | None) -> int:
-        """How many attempts at ``row`` (None: the whole shard) never ended."""
-        events = self._events(row)
-        return events.count("begin") - events.count("end")
-
-    def ended(self, row: str | None) -> bool:
-        """Whether an attempt at ``row`` ended, well or not, and left the process alive."""
-        return "end" in self._events(row)
-
-    def _events(self, row: str | None) -> list[str]:
-        found = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
-            with contextlib.suppress(ValueError):  # a torn line: the disk was full
-                entry = json.loads(line)
-                if entry["row"] == row:
-                    found.append(entry["event"])
-        return found
-
-    @contextmanager
-    def held(self, row: str | None) -> Iterator[None]:
-        """Mark the beginning; mark the end unless the process dies in between."""
-        self._append(row, "begin")
-        try:
-            yield
-        finally:
-            self._append(row, "end")
-
-    def clear(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-    def _append(self, row: str | None, event: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"row": row, "event": event, "pid": os.getpid(), "time": time.time()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())

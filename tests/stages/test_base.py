@@ -18,7 +18,8 @@ import pytest
 
 from harness.errors import RowError, TransientError, UserError
 from harness.specs import Source, StageSpec
-from harness.stages.base import TICKET, Marks, Site, Stage, Station, beside, failed
+from harness.stages.attempts import Marks
+from harness.stages.base import TICKET, Site, Stage, Station, beside, failed
 from harness.store import Store, publish, read
 
 SCHEMA = pa.schema([("row_id", pa.string()), ("sample", pa.int32()), ("value", pa.int64()), ("error", pa.string())])
