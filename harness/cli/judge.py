@@ -14,7 +14,7 @@ from harness.errors import TransientError, UserError
 
 if TYPE_CHECKING:
     from harness.judges.ask import Asked
-    from harness.judges.card import JudgeCard
+    from harness.judges.card import JudgeCard, Price
 
 judge = typer.Typer(no_args_is_help=True, help="Ask a vision-language model, or people, about a run's pictures.")
 
@@ -63,7 +63,20 @@ def ask(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Pictures may be sent to the judge's server.")
     ] = False,
-    max_cost: Annotated[float, typer.Option("--max-cost", min=0, help="US dollars a remote judge may cost.")] = 5.0,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, help="US dollars a remote judge may cost; default: 5, if its price is known."
+        ),
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(
+            "--price",
+            help="US dollars for a million tokens read and written, e.g. 2.5,10. "
+            "Default: the card's, for the card's own model and address.",
+        ),
+    ] = None,
     store: options.StoreDir = options.STORE,
     cards: options.Cards = None,
     json: options.Json = False,
@@ -84,7 +97,12 @@ def ask(
     where = roots(cards)
     card = load("judge", name, where)
     describer: JudgeCard | None = load("judge", captioner, where) if captioner else None
-    leave = session.Leave(images=allow_remote_images, max_cost=max_cost)
+    leave = session.Leave(
+        images=allow_remote_images,
+        max_cost=max_cost,
+        price=None if price is None else _price(price),
+        say=lambda said: typer.echo(said, err=True),
+    )
     try:
         done = session.ask_run(
             run, _only(record, bench), store, (card, describer), asked, options.split(methods or ""), leave, os.environ
@@ -98,8 +116,7 @@ def ask(
     typer.echo(f"{asked.task.counted}, as {name} sees it ({asked.task.cites})")
     _print([c.as_json() for c in done.counts])
     cost = done.sidecar["cost"]
-    dollars = "" if cost.get("dollars") is None else f", ${cost['dollars']:.4f}"
-    typer.echo(f"{cost['asked']} asked now, {cost['known_before']} known before{dollars}", err=True)
+    typer.echo(f"{cost['asked']} asked now, {cost['known_before']} known before{_spent(cost)}", err=True)
     typer.echo(str(done.path), err=True)
 
 
@@ -174,6 +191,30 @@ def import_(
     typer.echo(f"{found['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item")
     _print(counts)
     typer.echo(str(path), err=True)
+
+
+def _price(given: str) -> Price:
+    """What ``--price`` says: dollars for a million tokens read, and for a million written."""
+    from pydantic import ValidationError
+
+    from harness.judges.card import Price
+
+    try:
+        read, written = (float(part) for part in given.split(","))
+        return Price(input_per_million=read, output_per_million=written, as_of="given by --price")
+    except (ValueError, ValidationError):
+        raise UserError(
+            f"--price {given!r}: two numbers from 0 up, US dollars for a million tokens read and written, e.g. 2.5,10"
+        ) from None
+
+
+def _spent(cost: Mapping[str, Any]) -> str:
+    """What a remote judge took, in words; nothing of a judge that takes no money, or was not asked."""
+    if "dollars" not in cost:
+        return ""
+    if cost["dollars"] is None:
+        return ", at a cost that is not known"
+    return f", ${cost['dollars']:.4f}" + (", in part estimated" if cost["uncounted"] else "")
 
 
 def _asked(record: Mapping[str, Any], task: str, **given: Any) -> Asked:

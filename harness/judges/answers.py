@@ -67,7 +67,10 @@ class Judge(Protocol):
 
 
 class Answers:
-    """Replies of one judge on disk: ``<store>/judge/<fingerprint of the judge>/<question>.json``."""
+    """Replies of one judge on disk: ``<store>/judge/<fingerprint of the judge>/<question>.json``.
+
+    A question that the server would not take leaves ``<question>.rejected``, an empty file: it is asked again, last.
+    """
 
     def __init__(self, store: Path, identity: Mapping[str, Any]) -> None:
         self.folder = store / "judge" / fingerprint.digest(identity)
@@ -82,20 +85,30 @@ class Answers:
         return Reply(**json.loads(path.read_text())) if path.exists() else None
 
     def put(self, question: Question, reply: Reply) -> None:
-        """Remember; written whole or not at all. A question that was not taken is remembered in this process only."""
-        if reply.error == REJECTED:
-            self._rejected[question.key] = reply
-            return
+        """Remember; written whole or not at all. Why a question was not taken is remembered in this process only."""
         about = self.folder / "stage.json"
         if not about.exists():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(about, json.dumps(self._identity, indent=1, sort_keys=True).encode())
+        if reply.error == REJECTED:
+            self._rejected[question.key] = reply
+            self._mark(question).touch()
+            return
         write_atomically(self._path(question), json.dumps(asdict(reply)).encode())
+        self._mark(question).unlink(missing_ok=True)
+
+    def turned_down(self, question: Question) -> bool:
+        """Whether the server would not take it when it was asked last, by this process or an earlier one."""
+        return self._mark(question).exists()
 
     def unknown(self, questions: Sequence[Question]) -> list[Question]:
-        """Those not answered yet, each once."""
+        """Those not answered yet, each once and in order; those turned down before come after all others."""
         different = {q.key: q for q in questions}
-        return [q for k, q in different.items() if k not in self._rejected and not self._path(q).exists()]
+        left = [q for k, q in different.items() if k not in self._rejected and not self._path(q).exists()]
+        return sorted(left, key=self.turned_down)
 
     def _path(self, question: Question) -> Path:
         return self.folder / f"{question.key}.json"
+
+    def _mark(self, question: Question) -> Path:
+        return self.folder / f"{question.key}.rejected"

@@ -20,7 +20,7 @@ from typing import Any
 from harness.errors import TransientError, UserError
 from harness.judges.answers import REFUSAL, REJECTED, Answers, Question, Reply
 from harness.judges.card import JudgeCard
-from harness.judges.sending import Endpoint, dollars, encode, identity
+from harness.judges.sending import Endpoint, dollars, encode, estimate, identity
 from harness.judges.tasks import refuses
 
 _ATTEMPTS = 5
@@ -35,6 +35,7 @@ class Spent:
     """What the answers of one run took, by the server's own count."""
 
     answers: int = 0
+    uncounted: int = 0  # of them, those without the server's count: by our estimate, which errs upwards
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -44,8 +45,8 @@ class Remote:
 
     Args:
         card: of backend "openai".
-        to: where questions go.
-        max_cost: dollars after which no more is sent, by the server's own count of tokens.
+        to: where questions go, and the price there.
+        max_cost: dollars after which no more is sent, as ``Spent`` counts; says nothing where the price is not known.
         pause: waits that many seconds; returns at once when the run is being given up.
     """
 
@@ -115,16 +116,29 @@ class Remote:
                 if self._misses >= _GIVE_UP:
                     self._stop.set()
             return
+        # What was turned down before says nothing new about the settings, and must not stop a run for good.
+        news = reply.error == REJECTED and not memory.turned_down(question)
         memory.put(question, reply)
+        read, written = reply.input_tokens or 0, reply.output_tokens or 0
+        uncounted = (
+            reply.error != REJECTED and reply.text is not None and None in (reply.input_tokens, reply.output_tokens)
+        )
+        if uncounted:
+            guess = estimate(self._card, [question], self._to.price)
+            read, written = max(read, guess.input_tokens), max(written, guess.output_tokens)
         with self._lock:
             self._misses = 0
-            self._rejections += reply.error == REJECTED
+            self._rejections += news
             if self._rejections >= _GIVE_UP and not self.spent.answers:
-                raise UserError(f"judge {self._card.name}: nothing but rejections: {reply.text}")
+                raise UserError(
+                    f"judge {self._card.name}: nothing but rejections: {reply.text}; should the questions be to blame "
+                    "and not the settings, run the same command again: it begins with others"
+                )
             self.spent.answers += reply.error != REJECTED
-            self.spent.input_tokens += reply.input_tokens or 0
-            self.spent.output_tokens += reply.output_tokens or 0
-            cost = dollars(self._card, self.spent.input_tokens, self.spent.output_tokens)
+            self.spent.uncounted += uncounted
+            self.spent.input_tokens += read
+            self.spent.output_tokens += written
+            cost = dollars(self._to.price, self.spent.input_tokens, self.spent.output_tokens)
         if cost is not None and cost > self._max_cost:
             raise UserError(
                 f"judge {self._card.name}: the answers so far cost ${cost:.4f}, more than --max-cost "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from harness.errors import UserError
 from harness.judges.answers import Question
-from harness.judges.card import JudgeCard
+from harness.judges.card import JudgeCard, Price
 
+MAX_COST = 5.0  # US dollars, where nothing else is said
 ENCODING = 1  # of pictures as sent; raised when the way they are encoded changes
 
 _CHARACTERS_PER_TOKEN = 3  # fewer than English has, so that the estimate errs upwards
@@ -23,6 +25,7 @@ class Endpoint(NamedTuple):
     url: str
     model: str
     key: str
+    price: Price | None = None  # of this model at this address; null: not known
 
     @property
     def shown(self) -> str:
@@ -36,7 +39,7 @@ class Endpoint(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What sending would take; ``dollars`` is None where the card knows no price."""
+    """What sending would take; ``dollars`` is None where the price is not known."""
 
     questions: int
     pictures: int  # different ones
@@ -47,11 +50,13 @@ class Estimate(NamedTuple):
     @property
     def cost(self) -> str:
         """In words."""
-        return "at a price unknown to the card" if self.dollars is None else f"for about ${self.dollars:.4f}"
+        return "at a price that is not known" if self.dollars is None else f"for about ${self.dollars:.4f}"
 
 
-def endpoint(card: JudgeCard, environ: Mapping[str, str]) -> Endpoint:
+def endpoint(card: JudgeCard, environ: Mapping[str, str], price: Price | None = None) -> Endpoint:
     """The card's endpoint, each part replaced by OPENAI_BASE_URL, HARNESS_JUDGE_MODEL, OPENAI_API_KEY where set.
+
+    The card's price is that of its own model at its own address, and says nothing of another; ``price`` holds anywhere.
 
     Raises:
         UserError: no key for the card's own address (a server of one's own may need none), or no proper address.
@@ -67,7 +72,10 @@ def endpoint(card: JudgeCard, environ: Mapping[str, str]) -> Endpoint:
         raise UserError(
             f"judge {card.name}: set OPENAI_API_KEY to a key for {url}, or OPENAI_BASE_URL to another server"
         )
-    return Endpoint(url, environ.get("HARNESS_JUDGE_MODEL") or card.model or "", key or "none")
+    model = environ.get("HARNESS_JUDGE_MODEL") or card.model or ""
+    if price is None and (url, model) == (card.source.rstrip("/"), card.model):
+        price = card.price
+    return Endpoint(url, model, key or "none", price)
 
 
 def encode(png: bytes, max_side: int | None) -> bytes:
@@ -85,8 +93,11 @@ def encode(png: bytes, max_side: int | None) -> bytes:
     return data.getvalue()
 
 
-def estimate(card: JudgeCard, questions: Sequence[Question]) -> Estimate:
-    """What asking would cost, from the sizes of the pictures and the lengths of the texts; sends nothing."""
+def estimate(card: JudgeCard, questions: Sequence[Question], price: Price | None) -> Estimate:
+    """What asking would cost, from the sizes of the pictures and the lengths of the texts; sends nothing.
+
+    Pictures are counted by the card's rule, which another model may not share.
+    """
     sizes: dict[str, int] = {}
     for picture in {p.sha256: p for q in questions for p in q.pictures}.values():
         sizes[picture.sha256] = _picture_tokens(card, picture.png())
@@ -95,11 +106,7 @@ def estimate(card: JudgeCard, questions: Sequence[Question]) -> Estimate:
         for q in questions
     )
     written = sum(q.max_new_tokens for q in questions)
-    price = card.price
-    dollars = None
-    if price is not None:
-        dollars = (read * price.input_per_million + written * price.output_per_million) / 1e6
-    return Estimate(len(questions), len(sizes), read, written, dollars)
+    return Estimate(len(questions), len(sizes), read, written, dollars(price, read, written))
 
 
 def _picture_tokens(card: JudgeCard, png: bytes) -> int:
@@ -113,18 +120,43 @@ def _picture_tokens(card: JudgeCard, png: bytes) -> int:
     return card.image_tokens.of(max(1, round(width * shrink)), max(1, round(height * shrink)))
 
 
-def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool, max_cost: float) -> None:
+def announcement(to: Endpoint, found: Estimate) -> str:
+    """What goes where, and what it costs, in words."""
+    what = f"{found.questions} questions" + (f" with {found.pictures} pictures" if found.pictures else "")
+    return f"{what} to {to.shown} (model {to.model}) {found.cost}"
+
+
+def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool, max_cost: float | None) -> float:
     """Refuse what the user did not allow, before anything is sent.
 
+    Args:
+        card: of the judge.
+        to: where it would be sent.
+        found: what it would take.
+        allow_images: whether pictures may be sent.
+        max_cost: US dollars; None: ``MAX_COST``, as far as the price is known.
+
+    Returns:
+        US dollars that may be spent; infinite where the price is not known and no cap was asked for.
+
     Raises:
-        UserError: pictures without leave, or a cost beyond the cap; says what would go where, and what it would cost.
+        UserError: pictures without leave, a cost beyond the cap, or a cap that could not be kept; says what would go
+            where, and what it would cost.
     """
-    what = f"{found.questions} questions" + (f" with {found.pictures} pictures" if found.pictures else "")
-    would = f"judge {card.name} would send {what} to {to.shown} (model {to.model}) {found.cost}"
+    would = f"judge {card.name} would send {announcement(to, found)}"
     if found.pictures and not allow_images:
         raise UserError(f"{would}: pictures leave this machine only with --allow-remote-images")
-    if found.dollars is not None and found.dollars > max_cost:
-        raise UserError(f"{would}, more than --max-cost {max_cost:g}: nothing was sent; raise it, or ask less with --n")
+    if found.dollars is None:
+        if max_cost is None:
+            return math.inf
+        raise UserError(
+            f"{would}, so that --max-cost {max_cost:g} could not be kept: nothing was sent; say the price with "
+            "--price, or leave --max-cost out"
+        )
+    cap = MAX_COST if max_cost is None else max_cost
+    if not found.dollars <= cap:
+        raise UserError(f"{would}, more than --max-cost {cap:g}: nothing was sent; raise it, or ask less with --n")
+    return cap
 
 
 def identity(card: JudgeCard, to: Endpoint) -> dict[str, Any]:
@@ -135,8 +167,8 @@ def identity(card: JudgeCard, to: Endpoint) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def dollars(card: JudgeCard, input_tokens: int, output_tokens: int) -> float | None:
-    """The price of that many tokens, where the card knows it."""
-    if card.price is None:
+def dollars(price: Price | None, input_tokens: int, output_tokens: int) -> float | None:
+    """What that many tokens cost; None where the price is not known."""
+    if price is None:
         return None
-    return (input_tokens * card.price.input_per_million + output_tokens * card.price.output_per_million) / 1e6
+    return (input_tokens * price.input_per_million + output_tokens * price.output_per_million) / 1e6

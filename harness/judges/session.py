@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.judges import ask, sending
 from harness.judges.answers import Answers, Judge, Question
 from harness.judges.ask import Asked, Count, Line
-from harness.judges.card import JudgeCard
+from harness.judges.card import JudgeCard, Price
 from harness.judges.local import CAPTION, CAPTION_VERSION, Local, require_understanding
 from harness.judges.pictures import Picture, place, read_run
 from harness.store import write_atomically
@@ -29,10 +29,12 @@ from harness.store import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Leave:
-    """What the user allows a remote judge."""
+    """What the user allows a remote judge, and knows of its price."""
 
     images: bool = False
-    max_cost: float = 5.0  # US dollars
+    max_cost: float | None = None  # US dollars; null: ``sending.MAX_COST``, as far as the price is known
+    price: Price | None = None  # null: the card's, of its own model at its own address
+    say: Callable[[str], object] = lambda said: None  # told what is about to be sent, and for how much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +113,24 @@ def _ask(
         unknown = memory.unknown(questions)
         local.ask(unknown, memory)
         return local.identity, memory, {"asked": len(unknown), "known_before": len(questions) - len(unknown)}
-    to = sending.endpoint(card, environ)
+    to = sending.endpoint(card, environ, leave.price)
     memory = Answers(store, sending.identity(card, to))
     unknown = memory.unknown(questions)
     money: dict[str, Any] = {"asked": len(unknown), "known_before": len(questions) - len(unknown)}
     if unknown:
         from harness.judges.remote import Remote
 
-        estimate = sending.estimate(card, unknown)
-        sending.check(card, to, estimate, allow_images=leave.images, max_cost=leave.max_cost)
-        remote = Remote(card, to, max_cost=leave.max_cost)
+        estimate = sending.estimate(card, unknown, to.price)
+        cap = sending.check(card, to, estimate, allow_images=leave.images, max_cost=leave.max_cost)
+        remote = Remote(card, to, max_cost=cap)
+        leave.say(f"judge {card.name}: {sending.announcement(to, estimate)}")
         remote.ask(unknown, memory)
         spent = remote.spent
         money |= {
-            "estimate": estimate._asdict(), "price": card.price and card.price.model_dump(),
+            "estimate": estimate._asdict(), "price": to.price and to.price.model_dump(),
             "input_tokens": spent.input_tokens, "output_tokens": spent.output_tokens,
-            "dollars": sending.dollars(card, spent.input_tokens, spent.output_tokens),
+            "uncounted": spent.uncounted,
+            "dollars": sending.dollars(to.price, spent.input_tokens, spent.output_tokens),
         }  # fmt: skip
     return sending.identity(card, to), memory, money
 

@@ -44,6 +44,7 @@ class ChatServer:
     def __init__(self, answer: Answerer) -> None:
         self.answer = answer
         self.faults: list[Fault] = []
+        self.judge: Callable[[dict[str, Any]], Fault | None] = lambda request: None  # a fault that a request deserves
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.times: list[float] = []
@@ -70,7 +71,7 @@ class ChatServer:
             self.times.append(time.monotonic())
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
-            fault = self.faults.pop(0) if self.faults else None
+            fault = self.faults.pop(0) if self.faults else self.judge(request)
         try:
             self._answer(handler, request, fault)
         except BrokenPipeError:

@@ -144,8 +144,20 @@ def test_a_second_call_sends_nothing_and_gives_the_same_bytes(ask: Ask, server: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), r"would send 10 questions with 20 pictures to http://127\.0\.0\.1:\d+/v1 \(model gpt-4o\) for about \$"),
-        (("--allow-remote-images", "--max-cost", "0.001"), r"more than --max-cost 0\.001: nothing was sent"),
+        (
+            ("--price", "2.5,10"),
+            r"would send 10 questions with 20 pictures to http://127\.0\.0\.1:\d+/v1 \(model gpt-4o\) for about \$",
+        ),
+        ((), r"\(model gpt-4o\) at a price that is not known: pictures leave this machine only with"),
+        (
+            ("--allow-remote-images", "--max-cost", "0.001", "--price", "2.5,10"),
+            r"more than --max-cost 0\.001: nothing",
+        ),
+        (("--allow-remote-images", "--max-cost", "1"), r"price that is not known.*--max-cost 1 could not be kept"),
+        (("--price", "2.5"), r"--price '2\.5': two numbers from 0 up"),
+        (("--price", "2.5,-1"), r"two numbers from 0 up"),
+        (("--price", "nan,1"), r"two numbers from 0 up"),
+        (("--price", "1,2,3"), r"two numbers from 0 up"),
     ],
 )
 def test_without_leave_nothing_leaves(ask: Ask, server: ChatServer, words: tuple[str, ...], said: str) -> None:
@@ -153,6 +165,32 @@ def test_without_leave_nothing_leaves(ask: Ask, server: ChatServer, words: tuple
     assert done.error is not None
     assert re.search(said, str(done.error))
     assert server.requests == []
+
+
+@pytest.mark.usefixtures("needs_client")
+def test_what_it_cost_is_said_where_the_price_is_known(ask: Ask, made: MadeRun, server: ChatServer) -> None:
+    """The server counts 100 tokens read and 1 written for each of ten answers."""
+    done = ask("--task", "safer", "--allow-remote-images", "--max-cost", "1", "--price", "2,10")
+    assert done.json["cost"]["dollars"] == pytest.approx(10 * (100 * 2 + 1 * 10) / 1e6)
+    assert done.json["cost"]["price"]["input_per_million"] == 2
+    assert re.search(r"10 questions with 20 pictures to http://127.* for about \$0\.\d{4}\n", done.err)
+
+
+@pytest.mark.usefixtures("needs_client")
+def test_a_cost_that_is_not_known_is_not_made_up(made: MadeRun, ask: Ask) -> None:
+    words = ("--task", "safer", "--store", str(made.store), "--judge", "gpt-judge", "--allow-remote-images")
+    plain = Called(made, "ask", str(made.folder), *words)
+    assert plain.code == 0, plain.err
+    assert "model gpt-4o) at a price that is not known\n" in plain.err
+    assert "10 asked now, 0 known before, at a cost that is not known\n" in plain.err
+    assert "$" not in plain.err
+    again = ask("--task", "safer", "--n", "1")
+    assert "dollars" not in again.json["cost"]
+    (sidecar,) = [
+        json.loads(p.read_text()) for p in (made.folder / "judges").glob("*.json") if "dollars" in p.read_text()
+    ]
+    assert (sidecar["cost"]["price"], sidecar["cost"]["dollars"]) == (None, None)
+    assert sidecar["cost"]["estimate"]["dollars"] is None
 
 
 @pytest.mark.usefixtures("needs_client")

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import math
 import struct
 import time
 import zlib
@@ -24,7 +25,7 @@ from harness import cards
 from harness.errors import TransientError, UserError
 from harness.judges import sending
 from harness.judges.answers import REFUSAL, REJECTED, Answers, Question
-from harness.judges.card import JudgeCard
+from harness.judges.card import JudgeCard, Price
 from harness.judges.pictures import Picture, read_run
 from harness.judges.remote import Remote
 
@@ -32,6 +33,7 @@ pytest.importorskip("openai", reason="the optional package openai is not install
 
 KEY = "sk-test-0123456789abcdef"
 CARD = cards.load("judge", "gpt-judge", cards.roots())
+PRICE = Price(input_per_million=2.5, output_per_million=10.0, as_of="2026-01")
 
 
 class Asking:
@@ -40,7 +42,7 @@ class Asking:
     def __init__(self, server: ChatServer, store: Path, *, max_cost: float = 5.0, **changes: Any) -> None:
         self.card: JudgeCard = CARD.model_copy(update={"timeout_s": 0.5, **changes})
         environ = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "HARNESS_JUDGE_MODEL": "some-model"}
-        self.to = sending.endpoint(self.card, environ)
+        self.to = sending.endpoint(self.card, environ, PRICE)
         self.waits: list[float] = []
         self.remote = Remote(self.card, self.to, max_cost=max_cost, pause=self._pause)
         self.memory = Answers(store, self.remote.identity)
@@ -244,6 +246,58 @@ def test_a_rejected_question_is_no_other_s_business_and_asked_again_next_time(
     assert Asking(server, tmp_path).memory.unknown([question("odd"), question("fine")]) == [question("odd")]
 
 
+def _takes_only(server: ChatServer, good: set[str]) -> list[str]:
+    """Let the server turn down every question but ``good``; returns what it is asked, as it comes."""
+    asked: list[str] = []
+
+    def look(request: dict[str, Any]) -> Fault | None:
+        asked.append(request["messages"][0]["content"][-1]["text"])
+        return None if asked[-1] in good else Fault(status=400, error={"message": "image too odd"})
+
+    server.judge = look
+    return asked
+
+
+def test_a_run_is_not_stopped_for_good_by_odd_questions_at_its_start(server: ChatServer, tmp_path: Path) -> None:
+    """Each new process begins with what was not turned down before, so that every rerun gets further."""
+    questions = [question(p) for p in ("odd 1", "odd 2", "odd 3", "odd 4", "fine 1", "fine 2")]
+    asked = _takes_only(server, {"fine 1", "fine 2"})
+    with pytest.raises(UserError, match=r"nothing but rejections.*same command again.*others"):
+        Asking(server, tmp_path, concurrency=1).ask(*questions)
+    assert asked[:3] == ["odd 1", "odd 2", "odd 3"]
+    served = asked.copy()  # three, and what was under way by then
+    again = Asking(server, tmp_path, concurrency=1)
+    again.ask(*questions)
+    prompts = [q.prompt for q in questions]
+    assert asked[len(served) :] == [p for p in prompts if p not in served] + [p for p in prompts[:4] if p in served]
+    replies = [again.memory.get(q) for q in questions]
+    assert [r and r.error for r in replies] == [REJECTED] * 4 + [None] * 2
+
+
+def test_only_odd_questions_left_are_no_mistake_in_the_settings(server: ChatServer, tmp_path: Path) -> None:
+    """The rest was answered by an earlier process, so that this one hears nothing but rejections."""
+    questions = [question(p) for p in ("fine", "odd 1", "odd 2", "odd 3", "odd 4")]
+    asked = _takes_only(server, {"fine"})
+    for _ in range(3):
+        asking = Asking(server, tmp_path, concurrency=1)
+        asking.ask(*questions)
+        replies = [asking.memory.get(q) for q in questions]
+        assert [r and r.error for r in replies] == [None] + [REJECTED] * 4
+    assert len(asked) == 5 + 4 + 4
+
+
+def test_a_question_taken_at_last_is_no_longer_held_back(server: ChatServer, tmp_path: Path) -> None:
+    questions = [question(p) for p in ("odd", "fine")]
+    _takes_only(server, {"fine"})
+    Asking(server, tmp_path).ask(*questions)
+    _takes_only(server, {"fine", "odd"})
+    Asking(server, tmp_path).ask(*questions)
+    memory = Asking(server, tmp_path).memory
+    assert memory.unknown(questions) == []
+    assert not memory.turned_down(questions[0])
+    assert not list(memory.folder.glob("*.rejected"))
+
+
 def test_nothing_but_rejections_is_a_mistake_in_the_settings(server: ChatServer, tmp_path: Path) -> None:
     server.faults = [Fault(status=400, error={"message": "unknown parameter"}) for _ in range(100)]
     asking = Asking(server, tmp_path, concurrency=1)
@@ -300,6 +354,17 @@ def test_money_stops_when_the_server_counts_more_than_was_estimated(server: Chat
         asking.ask(*[question(str(i)) for i in range(20)])
     assert 3 <= len(server.requests) <= 4
     assert len(asking.memory.unknown([question(str(i)) for i in range(20)])) <= 17
+
+
+def test_what_the_server_does_not_count_is_counted_by_our_estimate(server: ChatServer, tmp_path: Path) -> None:
+    """A cap that took a missing count for nothing would never be reached."""
+    silent = json.dumps({k: v for k, v in completion("1").items() if k != "usage"}).encode()
+    server.faults = [Fault(body=silent) for _ in range(20)]
+    one = (16 + 10) * 2.5e-6 + 16 * 10e-6  # a prompt of 30 letters; what it may answer at most
+    asking = Asking(server, tmp_path, concurrency=1, max_cost=2.5 * one)
+    with pytest.raises(UserError, match=rf"cost \${3 * one:.4f}"):
+        asking.ask(*[question(f"{i:030}") for i in range(20)])
+    assert 3 <= asking.remote.spent.uncounted == asking.remote.spent.answers <= 4
 
 
 def test_pictures_are_sent_in_order_without_what_their_files_say(
@@ -390,12 +455,47 @@ def test_an_estimate_adds_pictures_and_words(made: MadeRun) -> None:
     pictures = read_run(made.record, made.store)
     shown = [pictures.of(row, pictures.places[0]) for row in pictures.rows()]
     questions = [question("x" * 30, picture, shown[0]) for picture in shown]
-    found = sending.estimate(CARD, questions)
+    found = sending.estimate(CARD, questions, PRICE)
     assert (found.questions, found.pictures) == (6, 6)
     assert found.input_tokens == 6 * (16 + 10 + 2 * 255)
     assert found.output_tokens == 6 * 16
     assert found.dollars == pytest.approx((found.input_tokens * 2.5 + found.output_tokens * 10) / 1e6)
-    assert sending.estimate(CARD.model_copy(update={"price": None}), questions).dollars is None
+    assert sending.estimate(CARD, questions, None) == found._replace(dollars=None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "known"),
+    [
+        ({}, True),
+        ({"OPENAI_BASE_URL": f"{CARD.source}/", "HARNESS_JUDGE_MODEL": str(CARD.model)}, True),
+        ({"HARNESS_JUDGE_MODEL": "some-model"}, False),
+        ({"OPENAI_BASE_URL": "https://example.org/v1"}, False),
+        ({"OPENAI_BASE_URL": "https://example.org/v1", "HARNESS_JUDGE_MODEL": str(CARD.model)}, False),
+    ],
+)
+def test_the_card_s_price_is_of_its_own_model_at_its_own_address(environ: dict[str, str], known: bool) -> None:
+    environ = environ | {"OPENAI_API_KEY": KEY}
+    assert sending.endpoint(CARD, environ).price == (CARD.price if known else None)
+    assert sending.endpoint(CARD, environ, PRICE).price == PRICE
+    assert "price" not in sending.identity(CARD, sending.endpoint(CARD, environ, PRICE))
+
+
+def test_a_cap_that_cannot_be_kept_is_refused() -> None:
+    to = sending.Endpoint("https://example.org/v1", "some-model", KEY)
+    found = sending.Estimate(40, 0, 1000, 100, None)
+    assert sending.check(CARD, to, found, allow_images=False, max_cost=None) == math.inf
+    with pytest.raises(UserError, match=r"some-model\) at a price that is not known.*--max-cost 1 .*--price") as raised:
+        sending.check(CARD, to, found, allow_images=False, max_cost=1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cap_holds_though_nobody_asked_for_one() -> None:
+    to = sending.Endpoint("https://example.org/v1", "some-model", KEY, PRICE)
+    found = sending.Estimate(40, 0, 1000, 100, 4.99)
+    assert sending.check(CARD, to, found, allow_images=False, max_cost=None) == 5
+    for dollars, cap in ((5.01, None), (5.01, 5.0), (0.01, math.nan)):
+        with pytest.raises(UserError, match="more than --max-cost"):
+            sending.check(CARD, to, found._replace(dollars=dollars), allow_images=False, max_cost=cap)
 
 
 def test_pictures_and_cost_need_leave() -> None:
