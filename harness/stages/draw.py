@@ -45,6 +45,10 @@ class Draw:
             card = self.painter.card
             for entry, _ in jobs:
                 entry |= {"guidance": card.guidance, "width": card.width, "height": card.height}
+        for entry, drawn in jobs:
+            if self.painter.cuts(drawn):
+                code = f"{text.replace('_', '-')}-cut"  # as the embed stage says it of CLIP's window
+                entry["regen_note"] = f"{entry['regen_note']},{code}" if entry["regen_note"] else code
         self.painter.paint(jobs)
         for entry, _ in jobs:
             entry |= own[id(entry)]  # the row's own, by which it is known

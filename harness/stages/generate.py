@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
     from harness.defenses import Defense
     from harness.stages.base import Site, Worker
+
+
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # as diffusers calls them, one for each text encoder
 
 
 def load(worker: Mapping[str, Any], site: Site, previous: Worker | None) -> Generate:
@@ -111,6 +116,16 @@ class Generate:
                 groups.setdefault(canvas, []).append((entry, text))
         for canvas, members in groups.items():
             self._draw(members, canvas)
+
+    def cuts(self, text: str) -> bool:
+        """Whether the end of ``text`` is lost: it is longer than the window of each of the backbone's text encoders."""
+        taken = inspect.signature(type(self._pipe).__call__).parameters
+        limit = self.card.max_sequence_length  # of T5; CLIP's window is smaller
+        if limit is None:
+            limit = taken["max_sequence_length"].default if "max_sequence_length" in taken else sys.maxsize
+        found = [t for name in _TOKENIZERS if (t := getattr(self._pipe, name, None)) is not None]
+        over = [len(t(text, truncation=False, verbose=False).input_ids) > min(t.model_max_length, limit) for t in found]
+        return bool(over) and all(over)
 
     def _draw(self, jobs: Sequence[tuple[dict[str, Any], str]], canvas: backbones.Canvas) -> None:
         requests = [backbones.Request(text, e["seed"], e["concept"]) for e, text in jobs]

@@ -7,11 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import tiny_backbones as tiny
 import torch
 from base_rows import base
 from benches import bench
 
-from harness import backbones, cards
+from harness import backbones, cards, defenses
 from harness.errors import TransientError
 from harness.fingerprint import FileHashes
 from harness.plan import Request, make
@@ -217,6 +218,38 @@ def test_a_simple_caption_is_drawn_as_it_is(root: Path, drawer: draw.Draw, tmp_p
     assert found["image_sha256"].to_pylist() == drawer(given(base(3), TEXTS))["image_sha256"].to_pylist()
     assert set(found["variant"].to_pylist()) == {"simple-caption"}
     assert found["optimized_prompt"].null_count == found["cosine"].null_count == 3
+
+
+def test_a_caption_that_the_backbone_cuts_is_noted(root: Path, drawer: draw.Draw, tmp_path: Path) -> None:
+    """The small world's encoder reads 22 words between begin and end: what follows changes no pixel."""
+    simple = draw.load(worker(root, "simple-caption"), site(tmp_path), drawer)
+    whole = " ".join(["a red circle on a white background"] * 3 + ["a"])
+    assert len(whole.split()) == 22
+    rows = given(
+        base(3, seed=dict.fromkeys(range(3), 1)),
+        [None] * 3,
+        safe_caption=[whole, f"{whole} star", whole.removesuffix(" a")],
+        caption_note=["several-lists", "several-lists", None],
+    )
+    found = simple(rows)
+    assert found["regen_note"].to_pylist() == ["several-lists", "several-lists,safe-caption-cut", None]
+    shown = found["image_sha256"].to_pylist()
+    assert shown[0] == shown[1] != shown[2]
+    assert found["safe_caption"].to_pylist()[1] == f"{whole} star"  # the lineage keeps what was said
+    optimised = drawer(given(base(2), [f"{whole} star", whole]))
+    assert optimised["regen_note"].to_pylist() == ["optimized-prompt-cut", None]
+
+
+def test_what_one_encoder_reads_whole_is_not_cut(tmp_path: Path) -> None:
+    """CLIP's window here takes 22 words; T5, a token for a letter and one for a gap, ``limit``, or SD3's own 256."""
+    tiny.save(tmp_path, "tiny-sd3")
+    card = tiny.card(tmp_path, "tiny-sd3")
+    painter = generate.Generate(card, backbones.load(card), defenses.load("none", None, {}), "nudity")
+    for limit, words, cut in (
+        (20, 5, False), (20, 30, True), (512, 30, False), (None, 120, False), (None, 130, True), (512, 130, False),
+    ):  # fmt: skip
+        painter.card = card.model_copy(update={"max_sequence_length": limit})
+        assert painter.cuts(" ".join(["a"] * words)) is cut, (limit, words)
 
 
 def test_pez_names_no_captioner(root: Path, drawer: draw.Draw, tmp_path: Path) -> None:
