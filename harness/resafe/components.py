@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_ANSWER = 4096  # characters read of an answer
 MAX_ITEMS = 64
 MAX_ITEM = 200  # characters of a component
-_MAX_DEPTH = 8  # brackets within brackets
+_MAX_DEPTH = 90  # of brackets, within quotes too; well below where the parsers give up
 _MAX_SPANS = 16  # bracketed spans tried
 _MAX_WORDS = 12  # of a component said in prose: what is longer is talk
 
@@ -95,7 +95,7 @@ def parse(answer: str) -> Components:
         if value is None:
             whole = text[text.index("[") :]
             notes.append("malformed" if "]" in whole else "list-cut")
-            value = _by_commas(next(_spans(text), whole))
+            value = _by_commas(next(_spans(text))[0] if "]" in whole else whole)
         items = list(_strings(value, notes))
         while "[" in rest and (found := _first_list(rest))[0] is not None:
             value, rest = found
@@ -114,10 +114,12 @@ def parse(answer: str) -> Components:
 
 def _first_list(text: str) -> tuple[list[Any] | None, str]:
     """The first bracketed span that is a list, and the text after it; None and "" where there is none."""
-    for span in _spans(text):
-        value = _literal(span)
-        if value is not None:
-            return value, text[text.index(span) + len(span) :]
+    for spans in _spans(text):
+        for spelled in (str, _plainly):  # first as it stands: a quote may be part of an item
+            for span in spans:
+                value = _literal(spelled(span))
+                if value is not None:
+                    return value, text[text.index(span) + len(span) :]
     return None, ""
 
 
@@ -127,14 +129,13 @@ def _unfenced(text: str) -> str:
     return fence[1] if fence and fence[1].strip() else text
 
 
-def _spans(text: str) -> Iterator[str]:
-    """Bracketed spans that may be the list: the first whose brackets balance, the widest, then the others in order."""
+def _spans(text: str) -> Iterator[list[str]]:
+    """Bracketed spans that may be the list: the first whose brackets balance beside the widest, then each other."""
     starts = [i for i, character in enumerate(text) if character == "["][:_MAX_SPANS]
     balanced = [span for start in starts if (span := _balanced(text, start))]
-    yield from balanced[:1]
-    if "]" in text[starts[0] :]:
-        yield text[starts[0] : text.rindex("]") + 1]
-    yield from balanced[1:]
+    widest = [text[starts[0] : text.rindex("]") + 1]] if "]" in text[starts[0] :] else []
+    yield balanced[:1] + widest
+    yield from ([span] for span in balanced[1:])
 
 
 def _balanced(text: str, start: int) -> str | None:
@@ -148,21 +149,24 @@ def _balanced(text: str, start: int) -> str | None:
 
 
 def _literal(span: str) -> list[Any] | None:
-    """The span as a Python or JSON list, with typographic quotes made plain if need be; None if it is none."""
+    """The span as a Python or JSON list; None if it is none."""
     if _depth(span) > _MAX_DEPTH:
         return None
-    plain = span.translate({ord(c): '"' for c in "“”„«»"} | {ord(c): "'" for c in "‘’‚`"})
-    for candidate in dict.fromkeys((span, plain)):
-        for evaluate in (json.loads, ast.literal_eval):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of unknown escapes such as \d
-                    value = evaluate(candidate)
-            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                continue
-            if isinstance(value, list):
-                return value
+    for evaluate in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown escapes such as \d
+                value = evaluate(span)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
     return None
+
+
+def _plainly(span: str) -> str:
+    """The span with typographic quotes made plain."""
+    return span.translate({ord(c): '"' for c in "“”„«»"} | {ord(c): "'" for c in "‘’‚`"})
 
 
 def _depth(span: str) -> int:

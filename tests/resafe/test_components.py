@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.resafe import components, turns
@@ -102,6 +102,7 @@ def test_any_list_of_words_survives(items: list[str], write: Callable[[object], 
 
 
 @given(st.lists(plain.filter(lambda s: "```" not in s), max_size=20))
+@example(["`]"])
 def test_cleaning_leaves_a_plain_list_as_it_is(items: list[str]) -> None:
     assert clean(str(items)) == str(items)
 

@@ -265,5 +265,5 @@ def test_weights_of_the_hub_say_how_to_get_them(tmp_path: Path) -> None:
         scorers.load("q16", params)
     pinned = {**params, "revision": "0" * 40}
     assert scorers.weights("q16", pinned) == [tmp_path / "prompts.p"]
-    with pytest.raises(UserError, match="weights are not on this machine"):
+    with pytest.raises(UserError, match="are not on this machine"):
         scorers.load("q16", pinned)

@@ -80,9 +80,9 @@ def test_a_comma_that_is_left_behind_a_blank_changes_no_token() -> None:
     """As said where blanks are tidied; by the tokenizer of CLIP's class."""
     from transformers import AutoTokenizer
 
-    from harness.clip import _folder
+    from harness.pretrained import place
 
-    tokenizer = AutoTokenizer.from_pretrained(_folder(SHAPES))
+    tokenizer = AutoTokenizer.from_pretrained(place(SHAPES))
     assert tokenizer("a red ring , a star")["input_ids"] == tokenizer("a  red ring, a star")["input_ids"]
 
 
