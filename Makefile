@@ -22,9 +22,12 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
+# A file of tests stays in one process; those that start Ray use all cores themselves.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not ray" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and ray"
 
+# The nightly, one test after another.
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
