@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ import safetensors.torch
 import torch
 
 from harness.errors import UserError, nearest
+from harness.store import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +83,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, An
     """
     content = safetensors.torch.save({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)})
     record = {**provenance, "tensors": len(tensors), "sha256": hashlib.sha256(content).hexdigest()}
-    _publish(provenance_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
-    _publish(path, content)  # last: where it lies, its provenance does too
+    write_atomically(provenance_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
+    write_atomically(path, content)  # last: where it lies, its provenance does too
 
 
 def provenance_path(path: Path) -> Path:
@@ -132,15 +131,3 @@ def _verify(path: Path, beside: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if expected != found:
         raise UserError(f"{path}: is not what {beside.name} says was written; remove both and build again")
-
-
-def _publish(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
