@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
 from harness import vlm
-from harness.errors import TransientError
 from harness.resafe import components, turns
 from harness.schema import KEY, LINEAGE
 from harness.stages import pictures
+from harness.stages.memory import fitting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,13 +71,8 @@ class Caption:
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 
     def _converse(self, images: Sequence[NDArray[np.uint8]]) -> list[list[str]]:
-        try:
+        with fitting(self.captioner.micro_batch, "micro_batch", "the captioner's card"):
             return self.captioner.converse(images, self._turns)
-        except torch.OutOfMemoryError as error:
-            size = self.captioner.micro_batch
-            raise TransientError(
-                f"out of memory at micro_batch {size}; set micro_batch: {max(1, size // 2)} in the captioner's card"
-            ) from error
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()

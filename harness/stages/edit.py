@@ -11,10 +11,11 @@ import torch
 
 from harness import editors
 from harness.editors import Edit, Job
-from harness.errors import RowError, TransientError
+from harness.errors import RowError
 from harness.guard import guard
 from harness.schema import LINEAGE, REGENERATION, need
 from harness.stages.base import INHERITED
+from harness.stages.memory import fitting
 from harness.stages.pictures import decode, drawn, put
 
 if TYPE_CHECKING:
@@ -98,13 +99,5 @@ class Editor:
         return True
 
     def _edit(self, jobs: list[Job]) -> list[editors.Picture]:
-        size = self.settings.micro_batch
-        try:
+        with fitting(self.settings.micro_batch, "edit.micro_batch", f"{self._name}.yaml"):
             return editors.edit(self.pipe, self.settings, jobs)
-        except torch.OutOfMemoryError as error:
-            fits = (
-                f"set edit.micro_batch: {size // 2}"
-                if size > 1
-                else "one picture at a time does not fit; see memory_gb"
-            )
-            raise TransientError(f"out of memory at micro_batch {size}; {fits} in {self._name}.yaml") from error

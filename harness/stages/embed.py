@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
 from harness import clip
-from harness.errors import TransientError
 from harness.schema import KEY
 from harness.stages import pictures
+from harness.stages.memory import fitting
 
 if TYPE_CHECKING:
     from harness.stages.base import Site, Worker
@@ -48,13 +47,8 @@ class Embed:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Raises: TransientError: out of memory, with the micro-batch that would fit."""
-        try:
+        with fitting(self._clip.micro_batch, "clip.micro_batch", "the profile's card"):
             return self._embedded(rows)
-        except torch.OutOfMemoryError as error:
-            size = self._clip.micro_batch
-            raise TransientError(
-                f"out of memory at micro_batch {size}; set clip.micro_batch: {max(1, size // 2)} in the profile's card"
-            ) from error
 
     def _embedded(self, rows: pa.Table) -> pa.Table:
         captioned = "safe_caption" in rows.column_names

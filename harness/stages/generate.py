@@ -15,9 +15,10 @@ import torch
 
 from harness import backbones, defenses
 from harness.cards import BackboneCard
-from harness.errors import RowError, TransientError
+from harness.errors import RowError
 from harness.guard import guard
 from harness.schema import IMAGE, need
+from harness.stages.memory import fitting
 from harness.stages.pictures import one_thread, put
 
 if TYPE_CHECKING:
@@ -130,20 +131,12 @@ class Generate:
     def _draw(self, jobs: Sequence[tuple[dict[str, Any], str]], canvas: backbones.Canvas) -> None:
         requests = [backbones.Request(text, e["seed"], e["concept"]) for e, text in jobs]
         size = self.card.micro_batch
-        try:
+        with fitting(size, "micro_batch", self.card.path.name):
             pictures = backbones.sample(
                 self._pipe, self._defense, requests, canvas, self.card.steps, size, backbones.options(self.card)
             )
-        except torch.OutOfMemoryError as error:
-            raise TransientError(f"out of memory at micro_batch {size}; {self._smaller(size)}") from error
         for (entry, _), picture in zip(jobs, pictures, strict=True):
             put(entry, picture)
-
-    def _smaller(self, size: int) -> str:
-        """What to try where ``size`` pictures at once do not fit."""
-        if size == 1:
-            return f"one picture of {self.card.name} does not fit: free memory, or draw smaller pictures"
-        return f"set micro_batch: {size // 2} in {self.card.path.name}"
 
 
 def admitted(entry: dict[str, Any], texts: Iterable[str], concept: str) -> bool:

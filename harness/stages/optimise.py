@@ -9,10 +9,10 @@ import pyarrow as pa
 import torch
 
 from harness import clip
-from harness.errors import TransientError
 from harness.resafe import bans, features, hard_prompt
 from harness.schema import KEY, LINEAGE
 from harness.stages import pictures
+from harness.stages.memory import fitting
 
 if TYPE_CHECKING:
     from harness.stages.base import Site, Worker
@@ -88,13 +88,8 @@ class Optimise:
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 
     def _search(self, targets: torch.Tensor) -> list[hard_prompt.Found]:
-        try:
+        with fitting(self.search.micro_batch, "optimise.micro_batch", "the card"):
             return self.search(targets)
-        except torch.OutOfMemoryError as error:
-            size = self.search.micro_batch
-            raise TransientError(
-                f"out of memory at micro_batch {size}; set optimise.micro_batch: {max(1, size // 2)} in the card"
-            ) from error
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()

@@ -33,6 +33,8 @@ TWO = turns.turns("paper", "van-gogh")
 class Table:
     """A captioner that answers from a table, by what the picture's first pixel says."""
 
+    micro_batch = 16
+
     def __init__(self, answers: dict[int, list[str]]) -> None:
         self.answers = answers
         self.seen: list[int] = []
@@ -136,8 +138,6 @@ def test_an_undecodable_picture_is_a_row_s_error() -> None:
 
 def test_out_of_memory_is_no_row_s_error_and_names_what_would_fit() -> None:
     class Full(Table):
-        micro_batch = 16
-
         def converse(self, images: Sequence[NDArray[np.uint8]], asked: Sequence[Turn]) -> list[list[str]]:
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -27,6 +27,8 @@ WINDOW = 30  # characters
 class Letters:
     """Like CLIP: a picture's feature is its first pixel and its mean, a text's its length and first letter."""
 
+    micro_batch = 32
+
     def images(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         return torch.tensor([[float(i[0, 0, 0]), float(i.mean())] for i in images])
 
@@ -91,8 +93,6 @@ def test_discarded_pictures_are_asked_for() -> None:
 
 def test_out_of_memory_is_no_row_s_error_and_names_what_would_fit() -> None:
     class Full(Letters):
-        micro_batch = 32
-
         def images(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 

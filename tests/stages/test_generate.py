@@ -124,7 +124,7 @@ def test_a_row_that_the_guard_refuses_is_excluded_and_its_mates_are_drawn(root: 
     assert hashes(found)[0] == hashes(drawer(rows()))[0]
 
 
-@pytest.mark.parametrize(("size", "said"), [(6, "set micro_batch: 3 in quick.yaml"), (1, "one picture of .* not fit")])
+@pytest.mark.parametrize(("size", "said"), [(6, "set micro_batch: 3 in quick.yaml"), (1, "one picture .* not fit")])
 def test_out_of_memory_names_what_may_fit(
     root: Path, site: Site, monkeypatch: pytest.MonkeyPatch, size: int, said: str
 ) -> None:
