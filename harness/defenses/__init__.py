@@ -1,11 +1,21 @@
 """Defenses: what changes a backbone so that it draws more safely; one module per mechanism.
 
-A *mechanism* is a module here with ``load(pipe, params, artefact) -> Defense`` and, when something must
-be made before it can run, ``build(pipe, params) -> tensors``. Cards (``pipelines/defenses``) name
-mechanisms by file stem, so a new one is one new file. Importing this package imports no model library.
-``NEEDS`` in a module says what its backbone must offer (``BackboneCard.offers``); without it, ``"unet"``.
-``PARAMS`` is the class of its parameters, by which a card is checked before anything runs; a module that has it
-imports torch inside functions only, so that checking loads no model library.
+A *mechanism* is a module here. Cards (``pipelines/defenses``) name it by file stem, so a new one is one new file::
+
+    PARAMS = MyParams         the class of its parameters, by which a card is checked before anything runs
+    NEEDS = "unet"            what its backbone must offer (`BackboneCard.offers`); without it, "unet"
+    load(pipe, params, artefact) -> Defense
+
+and, where something must be made before it can run::
+
+    ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
+    build(pipe, params, context) -> tensors          see `BuildContext`; it leaves ``pipe`` as it was
+    estimate(params) -> BuildEstimate                what that takes; without it, seconds
+    read_weights(path, pipe) -> tensors              published weights, where their files are no UNet's
+    check_artefact(tensors, pipe)                    strict on keys; without it, a "unet-delta" fits the UNet
+
+A module that has ``PARAMS`` imports torch inside functions only, so that checking a card loads no model library;
+neither does importing this package.
 
 ``params`` are a card's resolved parameters, with ``concept`` beside them: the concept the run is about,
 for the guard. Where it is missing, the guard's strictest rule (``nudity``) holds.
@@ -29,8 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.cards import BackboneCard, DefenseCard
+    from harness.defenses.base import BuildContext, BuildEstimate
     from harness.defenses.base import Defense as Defense
 
+KINDS = ("unet-delta", "lora", "adapter", "hook-parameters", "pipeline")  # of artefacts
 _FOLDER = Path(__file__).parent
 HUB = "hub:"  # begins weights of the hub
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<path>\S+)")
@@ -61,28 +73,77 @@ def load(mechanism: str, pipe: Any, params: Mapping[str, Any], artefact: Mapping
     return defense
 
 
-def build(mechanism: str, pipe: Any, params: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The defense's new UNet tensors: from its published weights where ``params`` names some, else made.
+def build(
+    mechanism: str, pipe: Any, params: Mapping[str, Any], context: BuildContext | None = None
+) -> dict[str, Tensor]:
+    """What the defense needs to be loaded: from its published weights where ``params`` names some, else made.
 
     Args:
         mechanism: module stem.
         pipe: the undefended pipeline; not changed.
-        params: resolved parameters; ``weights`` replaces building by a file or hub id.
+        params: resolved parameters; ``weights`` replaces building by a file, a folder or a hub id.
+        context: where to keep checkpoints, whom to tell, how to draw training images; None: nothing of it.
 
     Returns:
-        diffusers UNet key to float32 tensor; keys that do not change are left out or equal.
+        key to float32 tensor on the CPU; of a "unet-delta", diffusers UNet keys, of which those that do not change are
+        left out or equal.
 
     Raises:
         UserError: nothing to build, a bad parameter, a refused text, or weights that do not fit.
     """
-    module = _module(mechanism)
-    if not hasattr(module, "build"):
-        raise UserError(f"defense mechanism {mechanism!r} has nothing to build (its card needs `artefact: false`)")
-    if params.get("weights") is not None:
-        from harness.defenses import artefact
+    from harness.defenses.base import BuildContext
 
-        return artefact.read(locate(str(params["weights"])), pipe.unet)
-    tensors: dict[str, Tensor] = module.build(pipe, params)
+    module = _module(mechanism)
+    if artefact_kind(mechanism) is None:
+        raise UserError(f"defense mechanism {mechanism!r} has nothing to build (its card needs `artefact: false`)")
+    weights = params.get("weights")
+    if weights is None:
+        made: dict[str, Tensor] = module.build(pipe, params, context or BuildContext())
+        return made
+    return _published(module, locate(str(weights)), pipe)
+
+
+def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
+    """What building takes; all zero for a closed form, for published weights and where nothing is built.
+
+    Raises:
+        UserError: unknown mechanism or a bad parameter.
+    """
+    from harness.defenses.base import BuildEstimate
+
+    module = _module(mechanism)
+    if params.get("weights") is not None or not hasattr(module, "estimate"):
+        return BuildEstimate()
+    estimated: BuildEstimate = module.estimate(params)
+    return estimated
+
+
+def artefact_kind(mechanism: str) -> str | None:
+    """Which of ``KINDS`` a mechanism builds; None where there is nothing to build. Nothing is imported.
+
+    Raises:
+        UserError: unknown mechanism.
+    """
+    _known(mechanism)
+    declared = _constants(mechanism).get("ARTEFACT")
+    if declared is None:
+        return None
+    kind = str(ast.literal_eval(declared))
+    if kind not in KINDS:
+        raise ValueError(f"{mechanism}.py: ARTEFACT is {kind!r}, not one of {', '.join(KINDS)}")
+    return kind
+
+
+def read_built(mechanism: str, path: Path, pipe: Any) -> dict[str, Tensor]:
+    """The tensors that ``build`` made and ``write_artefact`` wrote, checked against ``pipe``.
+
+    Raises:
+        UserError: missing, unreadable, changed since it was written, or not this pipeline's.
+    """
+    from harness.defenses import artefact
+
+    tensors = artefact.read(path)
+    _fit(_module(mechanism), tensors, pipe, str(path))
     return tensors
 
 
@@ -188,7 +249,7 @@ def require(card: DefenseCard, backbone: BackboneCard) -> None:
             f"defense {card.name!r} does not work with backbone {backbone.name!r} ({backbone.pipeline}): "
             f"it {_NEEDED[_needs(card.mechanism)]}; `none` works with every backbone, and so do regenerators"
         )
-    built = "build" in _functions(card.mechanism)
+    built = artefact_kind(card.mechanism) is not None
     if card.artefact != built:
         raise UserError(
             f"{show(card.path)}: mechanism {card.mechanism!r} has {'something' if built else 'nothing'} to build "
@@ -220,6 +281,27 @@ def _check(card: DefenseCard) -> None:
             raise UserError(f"{place}{incomplete[0]}")
 
 
+def _published(module: ModuleType, path: Path, pipe: Any) -> dict[str, Tensor]:
+    """Published weights as the module reads them, checked."""
+    from harness.defenses import artefact
+
+    if not hasattr(module, "read_weights"):
+        return artefact.read(path, pipe.unet)
+    tensors: dict[str, Tensor] = module.read_weights(path, pipe)
+    _fit(module, tensors, pipe, str(path))
+    return tensors
+
+
+def _fit(module: ModuleType, tensors: Mapping[str, Tensor], pipe: Any, where: str) -> None:
+    """Refuse tensors that are not those that the mechanism attaches to ``pipe``."""
+    from harness.defenses import artefact
+
+    if hasattr(module, "check_artefact"):
+        module.check_artefact(tensors, pipe)
+    elif module.ARTEFACT == "unet-delta":
+        artefact.check(tensors, pipe.unet, where)
+
+
 def _needs(mechanism: str) -> str:
     _known(mechanism)
     needed = _constants(mechanism).get("NEEDS")
@@ -238,9 +320,14 @@ def _known(mechanism: str) -> None:
         raise UserError(f"unknown defense mechanism {mechanism!r}{near} (there are: {', '.join(known)}; see {_FOLDER})")
 
 
+def _file(stem: str) -> Path:
+    """The source of a module of this package, named by its dotted path within it."""
+    return _FOLDER.joinpath(*stem.split(".")).with_suffix(".py")
+
+
 @cache
 def _source(stem: str) -> ast.Module:
-    return ast.parse((_FOLDER / f"{stem}.py").read_text(encoding="utf-8"))
+    return ast.parse(_file(stem).read_text(encoding="utf-8"))
 
 
 def _constants(stem: str) -> dict[str, ast.expr]:
@@ -254,12 +341,15 @@ def _functions(stem: str) -> set[str]:
 
 
 def _imports(stem: str) -> set[str]:
-    """Stems of this package's modules that ``stem`` imports, anywhere in its source."""
-    found: set[str] = set()
+    """Dotted paths of this package's modules that ``stem`` imports, anywhere in its source."""
+    named: set[str] = set()
     for node in ast.walk(_source(stem)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            if node.module == __name__:
-                found.update(alias.name for alias in node.names)
-            elif node.module.startswith(f"{__name__}."):
-                found.add(node.module.removeprefix(f"{__name__}."))
-    return {stem for stem in found if (_FOLDER / f"{stem}.py").is_file()}
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module is not None
+            and f"{node.module}.".startswith(f"{__name__}.")
+        ):
+            inside = node.module.removeprefix(__name__).removeprefix(".")
+            named.add(inside)
+            named.update(f"{inside}.{alias.name}".removeprefix(".") for alias in node.names)
+    return {path for path in named if path and _file(path).is_file()}

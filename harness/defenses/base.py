@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import RowError, UserError, nearest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 Pipe = Any  # a diffusers StableDiffusionPipeline, whose components type checkers do not see
@@ -75,6 +78,44 @@ class UnetDelta(Defense):
             for key, tensor in self._originals.items():
                 state[key].copy_(tensor)
         self._originals = {}
+
+
+class BuildStep(NamedTuple):
+    """How far a build has come."""
+
+    phase: str  # what is being done, such as "train" or "draw"
+    step: int  # steps of the phase that are done
+    steps: int  # of the phase
+    loss: float | None = None  # of the last step, where the phase minimises one
+
+
+def _unheard(step: BuildStep) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """What a build gets from whoever asks for it.
+
+    Attributes:
+        folder: private to this build, for checkpoints and intermediate tensors, kept until the artefact is written;
+            None: nothing is kept, so that a build that is stopped starts anew.
+        report: told of each step, or at least once a second.
+        draw: training images: the undefended backbone draws one image for each text and seed. It puts the texts to the
+            guard; a mechanism never calls a pipeline itself. None: a mechanism that needs images is refused.
+    """
+
+    folder: Path | None = None
+    report: Callable[[BuildStep], None] = _unheard
+    draw: Callable[[Sequence[str], Sequence[int]], list[Image]] | None = None
+
+
+class BuildEstimate(NamedTuple):
+    """What a build takes, for a plan; all zero for a closed form, which takes seconds."""
+
+    steps: int = 0  # of optimisation
+    images: int = 0  # to be drawn
+    denoiser_calls: int = 0  # on one latent each, beyond those that draw images; a backward pass counts as two
 
 
 class Params(BaseModel):

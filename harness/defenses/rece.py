@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.defenses.base import BuiltParams, Defense, Pipe, UnetDelta, checked, encode, parse, projections
+from harness.defenses.base import (
+    BuildContext,
+    BuiltParams,
+    Defense,
+    Pipe,
+    UnetDelta,
+    checked,
+    encode,
+    parse,
+    projections,
+)
 from harness.defenses.closed_form import Scales, recover
 from harness.defenses.uce import Text, UceParams, edited, kept_gram, replace, texts
 from harness.errors import UserError
@@ -43,9 +53,10 @@ class ReceParams(BuiltParams):
 
 
 PARAMS = ReceParams
+ARTEFACT = "unet-delta"
 
 
-def build(pipe: Pipe, params: Mapping[str, Any]) -> dict[str, Tensor]:
+def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[str, Tensor]:
     """The ``attn2`` key and value matrices after UCE and all epochs.
 
     Returns:

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.defenses.base import BuiltParams, Defense, Pipe, UnetDelta, checked, encode, parse, projections
+from harness.defenses.base import (
+    BuildContext,
+    BuiltParams,
+    Defense,
+    Pipe,
+    UnetDelta,
+    checked,
+    encode,
+    parse,
+    projections,
+)
 from harness.defenses.closed_form import Scales, edit, gram, remove_direction
 from harness.errors import UserError
 
@@ -49,9 +59,10 @@ class UceParams(BuiltParams):
 
 
 PARAMS = UceParams
+ARTEFACT = "unet-delta"
 
 
-def build(pipe: Pipe, params: Mapping[str, Any]) -> dict[str, Tensor]:
+def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[str, Tensor]:
     """The edited ``attn2`` key and value matrices.
 
     Returns:

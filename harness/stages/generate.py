@@ -61,7 +61,7 @@ def _artefact(pipe: StableDiffusionPipeline, worker: Mapping[str, Any], site: Si
             if not path.exists():
                 tensors = defenses.build(method["mechanism"], pipe, method["params"])
                 defenses.write_artefact(path, tensors, found["key"])
-    return defenses.read_artefact(path, pipe.unet)
+    return defenses.read_built(method["mechanism"], path, pipe)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.defenses import uce
-from harness.defenses.base import parse, projections
+from harness.defenses.base import BuildContext, parse, projections
 from harness.errors import UserError
 
 
@@ -29,7 +29,7 @@ def assert_same(pipe: Any, by_hand: Any) -> Any:
 def test_keys_run_from_the_last_content_token_and_values_from_the_targets(
     pipe: Any, states: Any, assert_same: Any
 ) -> None:
-    built = uce.build(pipe, {"erase": ["red star"], "target": " "})
+    built = uce.build(pipe, {"erase": ["red star"], "target": " "}, BuildContext())
     # "red star": start, red, star, end...: content ends at 2. " " has none: its slice begins at the start token.
     old, new, empty = states("red star"), states(" "), states("")
     pairs = [(old[2 + i], new[i]) for i in range(24 - 2)]
@@ -37,14 +37,14 @@ def test_keys_run_from_the_last_content_token_and_values_from_the_targets(
 
 
 def test_a_target_with_more_words_shortens_the_slice_at_the_end(pipe: Any, states: Any, assert_same: Any) -> None:
-    built = uce.build(pipe, {"erase": ["star"], "target": "blue square art"})
+    built = uce.build(pipe, {"erase": ["star"], "target": "blue square art"}, BuildContext())
     old, new, empty = states("star"), states("blue square art"), states("")
     pairs = [(old[1 + i], new[3 + i]) for i in range(24 - 3)]
     assert_same(built, pairs, list(empty), 0.5, 1.0, 1.0)
 
 
 def test_preserving_many_texts_lowers_the_weight_of_each(pipe: Any, states: Any, assert_same: Any) -> None:
-    built = uce.build(pipe, {"erase": ["star"], "preserve": ["", "blue", "square"]})
+    built = uce.build(pipe, {"erase": ["star"], "preserve": ["", "blue", "square"]}, BuildContext())
     kept = [k for text in ("", "blue", "square") for k in states(text)]
     pairs = list(zip(states("star")[1:], states(" "), strict=False))
     assert_same(built, pairs, kept, 0.5, 1.0, 0.333)
@@ -54,18 +54,18 @@ def test_the_2025_variant_takes_one_vector_a_concept(pipe: Any, states: Any, ass
     params = {"variant": "uce_2025", "erase": ["star", "red ring"], "target": "art", "preserve": ["blue square"]}
     new = states("art")[1]
     pairs = [(states("star")[1], new), (states("red ring")[2], new)]
-    assert_same(uce.build(pipe, params), pairs, [states("blue square")[2]], 0.5, 1.0, 1.0)
+    assert_same(uce.build(pipe, params, BuildContext()), pairs, [states("blue square")[2]], 0.5, 1.0, 1.0)
 
 
 def test_templates_erase_each_phrasing(pipe: Any) -> None:
-    phrased = uce.build(pipe, {"erase": ["star"], "templates": ["{}", "red {}"]})
-    listed = uce.build(pipe, {"erase": ["star", "red star"]})
+    phrased = uce.build(pipe, {"erase": ["star"], "templates": ["{}", "red {}"]}, BuildContext())
+    listed = uce.build(pipe, {"erase": ["star", "red star"]}, BuildContext())
     assert all(torch.equal(phrased[k], listed[k]) for k in listed)
 
 
 def test_tensor_technique_takes_away_only_the_erased_direction(pipe: Any, states: Any) -> None:
     params = {"erase": ["star"], "technique": "tensor", "lam": 1e-6, "preserve_scale": 0.0}
-    built = uce.build(pipe, params)
+    built = uce.build(pipe, params, BuildContext())
     old, new = states("star")[1:], states(" ")[:-1]
     for key, weight in projections(pipe.unet).items():
         was, target = old @ weight.numpy().T, new @ weight.numpy().T
@@ -74,7 +74,7 @@ def test_tensor_technique_takes_away_only_the_erased_direction(pipe: Any, states
 
 
 def test_an_erased_text_answers_as_the_target_and_a_preserved_one_as_before(pipe: Any, states: Any) -> None:
-    built = uce.build(pipe, {"erase": ["star"], "preserve": ["", "blue square"], "preserve_scale": 1.0})
+    built = uce.build(pipe, {"erase": ["star"], "preserve": ["", "blue square"], "preserve_scale": 1.0}, BuildContext())
     old, new, kept = states("star")[1:], states(" ")[:-1], states("blue square")
     for key, weight in projections(pipe.unet).items():
         before, after = weight.numpy(), built[key].double().numpy()
@@ -85,7 +85,7 @@ def test_an_erased_text_answers_as_the_target_and_a_preserved_one_as_before(pipe
 
 def test_building_leaves_the_pipeline_alone(pipe: Any) -> None:
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    uce.build(pipe, {"erase": ["star"]})
+    uce.build(pipe, {"erase": ["star"]}, BuildContext())
     assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
 
 
@@ -115,23 +115,23 @@ def test_preserve_file_missing_or_empty_is_named(tmp_path: Path, content: str | 
 )
 def test_no_text_that_the_guard_refuses_is_built_from(pipe: Any, params: dict) -> None:
     with pytest.raises(UserError, match="age-term"):
-        uce.build(pipe, params)
+        uce.build(pipe, params, BuildContext())
 
 
 def test_the_guard_rules_by_the_runs_concept(pipe: Any) -> None:
-    uce.build(pipe, {"erase": ["star"], "preserve": ["boy"], "concept": "violence"})
+    uce.build(pipe, {"erase": ["star"], "preserve": ["boy"], "concept": "violence"}, BuildContext())
 
 
 def test_a_text_longer_than_the_window_is_refused_rather_than_cut(pipe: Any) -> None:
     with pytest.raises(UserError, match=r"takes 27 tokens, the text encoder 24"):
-        uce.build(pipe, {"erase": [" ".join(["star"] * 25)]})
+        uce.build(pipe, {"erase": [" ".join(["star"] * 25)]}, BuildContext())
 
 
 def test_sd14_is_edited_in_its_32_matrices_whatever_the_width_and_window(sd14: Any) -> None:
     shapes = {k: v.shape for k, v in sd14.unet.state_dict().items()}
     assert len(shapes) == 686
     assert sum(s.numel() for s in shapes.values()) == 859_520_964
-    built = uce.build(sd14, {"erase": ["star"]})
+    built = uce.build(sd14, {"erase": ["star"]}, BuildContext())
     assert len(built) == 32
     assert sum(t.numel() for t in built.values()) == 19_169_280
     assert all(shapes[k] == t.shape and t.isfinite().all() for k, t in built.items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.defenses import uce
-from harness.defenses.base import Params, UnetDelta, parse
+from harness.defenses.base import BuildContext, Params, UnetDelta, parse
 from harness.errors import UserError
 
 PROMPTS = ["a red star", "blue square"]
@@ -30,7 +30,7 @@ def test_detach_restores_every_bit_of_the_unet(pipe: Any, dtype: torch.dtype) ->
 
 def test_defended_pictures_differ_and_undefended_ones_return(pipe: Any, draw: Any) -> None:
     before = draw(pipe, PROMPTS)
-    defense = uce.load(pipe, {"erase": ["star"]}, uce.build(pipe, {"erase": ["star"]}))
+    defense = uce.load(pipe, {"erase": ["star"]}, uce.build(pipe, {"erase": ["star"]}, BuildContext()))
     defense.attach(pipe)
     changed = draw(pipe, PROMPTS, **defense.begin(2))
     defense.detach(pipe)

@@ -1,0 +1,1 @@
+"""What the defenses that train share: the loop, losses, LoRA, attention maps, training images."""
