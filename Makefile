@@ -1,35 +1,56 @@
 # README's two commands: `make demo` sets up and runs the main job, `make test` sets up and runs the tests.
-PYTHON ?= python3
+# Both install the pinned, hashed set of requirements/ (Python 3.11 on Linux x86_64); `make lock` makes it anew.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+PROJECT := --no-deps --no-build-isolation --editable .
 export OMP_NUM_THREADS ?= 1
 # Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
-.PHONY: demo setup test test-all lint types wheel clean
+.PHONY: demo setup lock test test-all lint types wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness eval --defense rece --bench ring-a-bell-k77 --profile shapes
 
 setup: $(VENV)/.dev
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: requirements/run.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"the pinned set is for Python 3.11, and this is {v[0]}.{v[1]}: make PYTHON=PATH, or pip install -e .[dev]")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(PIP) --require-hashes -r requirements/run.txt
+	$(PIP) $(PROJECT)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[dev]"
+$(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
+	$(PIP) --require-hashes -r requirements/dev.txt
 	touch $@
 
-# A file of tests stays in one process; those that start Ray use all cores themselves.
+# The pinned sets, from the ranges in pyproject.toml: dev.txt holds all, run.txt what a run needs.
+# `make lock UPGRADE=--upgrade` takes the newest release of everything but what requirements/held.in holds.
+UV := .venv-lock/bin/uv
+COMPILE = $(UV) pip compile pyproject.toml requirements/build.in --quiet --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --python-version 3.11 --python-platform x86_64-manylinux_2_28
+lock: $(UV)
+	$(COMPILE) $(UPGRADE) --extra dev --constraints requirements/held.in -o requirements/dev.txt
+	$(COMPILE) $(UPGRADE) --constraints requirements/dev.txt -o requirements/run.txt
+
+$(UV):
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv
+
+# A file of tests stays in one process; those that start Ray use all cores themselves. Both halves run and are reported.
+TESTS = $(BIN)/python -m pytest -rs
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not ray" -n auto --dist loadfile
-	$(BIN)/python -m pytest -m "not slow and ray"
+	@$(TESTS) -m "not slow and not ray" -n auto --dist loadfile; without=$$?; \
+	$(TESTS) -m "not slow and ray"; with=$$?; \
+	echo "exit codes of pytest: $$without without Ray, $$with with Ray"; \
+	test $$without -eq 0 && test $$with -eq 0
 
 # The nightly, one test after another.
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -41,4 +62,4 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf dist build .venv runs .harness
+	rm -rf dist build .venv .venv-* runs .harness
