@@ -191,16 +191,27 @@ def files(params: Mapping[str, Any]) -> list[Path]:
             found += files(value)
         elif key == "weights" and isinstance(value, str) and value.startswith(HUB):
             locate(value)
-        elif key in ("weights", "preserve") and isinstance(value, str):
+        elif key == "weights" and isinstance(value, str):
+            found += _weight_files(Path(value).expanduser())
+        elif key == "preserve" and isinstance(value, str):
             found.append(Path(value).expanduser())
     return found
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Every file that weights at ``path`` are read from; a path where nothing is, as it is."""
+    from harness.defenses import formats
+
+    if not path.exists():
+        return [path]
+    return formats.weight_files(path) + ([path] if path.suffix == ".json" else [])
 
 
 def locate(weights: str) -> Path:
     """The local file of a card's ``weights``; nothing is downloaded.
 
     Args:
-        weights: a path, or ``hub:OWNER/REPO@COMMIT/PATH`` in Hugging Face's cache.
+        weights: a file, an index of several, a folder, or ``hub:OWNER/REPO@COMMIT/PATH`` in Hugging Face's cache.
 
     Raises:
         UserError: not there (and how to get it), or a hub id without its commit.
@@ -209,13 +220,25 @@ def locate(weights: str) -> Path:
         return Path(weights).expanduser()
     from huggingface_hub import try_to_load_from_cache
 
+    from harness.defenses import formats
+
     repo, commit, name = hub(weights)
-    found = try_to_load_from_cache(repo, name, revision=commit)
-    if not isinstance(found, str):
-        raise UserError(
-            f"weights {weights} are not on this machine; get them with `hf download {repo} {name} --revision {commit}`"
-        )
-    return Path(found)
+
+    def cached(name: str) -> Path:
+        local = try_to_load_from_cache(repo, name, revision=commit)
+        if not isinstance(local, str):
+            raise UserError(
+                f"weights {repo} at {commit} are not on this machine; get them with "
+                f"`hf download {repo} {name} --revision {commit}`"
+            )
+        return Path(local)
+
+    path = cached(name)
+    if path.suffix == ".json":
+        folder = name.rpartition("/")[0]
+        for shard in formats.shard_names(path):
+            cached(f"{folder}/{shard}".removeprefix("/"))
+    return path
 
 
 def hub(weights: str) -> tuple[str, str, str]:

@@ -17,58 +17,64 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from harness.errors import UserError, nearest
+from harness.defenses import formats
+from harness.errors import UserError
 from harness.store import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def check(tensors: Mapping[str, Tensor], unet: Any, where: str) -> None:
     """Every tensor fits one of the UNet's.
 
     Raises:
-        UserError: naming the key, and the nearest of the UNet's or both shapes.
+        UserError: naming the keys that do not, what their file looks like, and the nearest key or both shapes.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+    wrong = formats.mismatch(tensors, shapes)
+    if wrong is not None:
+        raise UserError(f"{where}: {wrong}")
     for key, tensor in tensors.items():
-        if key not in shapes:
-            unknown = sum(k not in shapes for k in tensors)
-            raise UserError(
-                f"{where}: key {key!r} is not one of the UNet's{nearest(key, shapes)} "
-                f"({unknown} of {len(tensors)} keys are not; diffusers' names are expected)"
-            )
         if tuple(tensor.shape) != shapes[key]:
             raise UserError(f"{where}: {key!r} has shape {tuple(tensor.shape)}, the UNet's has {shapes[key]}")
 
 
 def read(path: Path, unet: Any = None) -> dict[str, Tensor]:
-    """The tensors of a file, in float32 on the CPU.
+    """The tensors of a file, or of the files that it or a folder names, in float32 on the CPU.
 
     Args:
-        path: ``.safetensors``, or a torch checkpoint that holds tensors by name (or one level down,
-            under ``unet``). Where ``write``'s provenance lies beside it, the content must match it; another JSON
-            file of that name, as published weights may have, says nothing.
-        unet: if given, all tensors must fit it.
+        path: ``.safetensors``, a torch checkpoint of tensors by name, an index of several, or a folder of diffusers;
+            see `harness.defenses.formats`. Where ``write``'s provenance lies beside a file, the content must match it;
+            another JSON file of that name, as published weights may have, says nothing.
+        unet: if given, keys are renamed to the UNet's where their form is known, and all tensors must fit it.
 
     Raises:
         UserError: missing, unreadable, changed since it was written, code inside, no tensors, not finite,
             or not this UNet's.
     """
-    if not path.is_file():
-        raise UserError(f"no weights at {path}")
-    beside = provenance_path(path)
-    if beside.exists():
-        _verify(path, beside)
-    tensors = {key: value.detach().float() for key, value in _tensors(_open(path), path).items()}
+    content: dict[str, Any] = {}
+    for file in formats.weight_files(path):
+        content |= _read_file(file)
+    if unet is not None:
+        content = formats.renamed(content, unet)
+    tensors = {key: value.detach().float() for key, value in _tensors(content, path).items()}
     if unet is not None:
         check(tensors, unet, str(path))
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {key!r} holds values that are not finite")
     return tensors
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """What one file holds by name, as it was written."""
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    beside = provenance_path(path)
+    if beside.exists():
+        _verify(path, beside)
+    return formats.unwrap(open_file(path), str(path))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
@@ -92,11 +98,16 @@ def provenance_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """What one file of weights holds, as it was written; pickled code is never run.
+
+    Raises:
+        UserError: it cannot be read, or is no file of weights.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if path.suffix in _TORCH:
+        if path.suffix in formats.TORCH:
             return torch.load(path, map_location="cpu", weights_only=True)
     except EOFError:
         raise UserError(f"{path}: is cut short") from None
@@ -108,14 +119,10 @@ def _open(path: Path) -> Any:
     except Exception as error:  # what torch's reader meets in a damaged file is of no fixed kind
         why = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}: {why})") from None
-    raise UserError(f"{path}: weights are .safetensors or one of {', '.join(_TORCH)}")
+    raise UserError(f"{path}: weights are .safetensors or one of {', '.join(formats.TORCH)}")
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("unet"), dict):
-        content = content["unet"]  # a checkpoint of several models
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: holds no tensors by name")
+def _tensors(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor) and value.is_floating_point()):
             raise UserError(f"{path}: {key!r} is {type(value).__name__}, not a tensor of floating point")

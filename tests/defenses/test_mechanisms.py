@@ -14,8 +14,8 @@ from harness.errors import UserError
 
 
 def test_every_module_with_load_is_a_mechanism_and_no_other() -> None:
-    assert {"none", "negative_prompt", "sld", "uce", "rece"} <= set(defenses.names())
-    assert not {"base", "closed_form", "artefact"} & set(defenses.names())
+    assert {"none", "negative_prompt", "sld", "uce", "rece", "esd"} <= set(defenses.names())
+    assert not {"base", "closed_form", "artefact", "formats"} & set(defenses.names())
 
 
 def test_an_unknown_mechanism_is_answered_with_the_nearest(pipe: Any) -> None:
@@ -35,9 +35,12 @@ def test_building_where_there_is_nothing_to_build_is_refused(pipe: Any) -> None:
 
 def test_sources_of_a_mechanism_include_those_it_builds_on() -> None:
     assert defenses.modules("rece") == [
-        f"harness.defenses.{m}" for m in ("artefact", "base", "closed_form", "rece", "uce")
+        f"harness.defenses.{m}" for m in ("artefact", "base", "closed_form", "formats", "rece", "uce")
     ]
     assert "harness.defenses.uce" not in defenses.modules("sld")
+    trained = defenses.modules("esd")
+    assert {"harness.defenses.training.loop", "harness.defenses.training.losses"} <= set(trained)
+    assert "harness.defenses.training.lora" not in trained
 
 
 def test_local_files_that_parameters_name_are_listed_but_not_hub_ids_or_texts(
