@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
-.PHONY: demo setup lock test test-all lint types wheel clean
+.PHONY: demo setup lock cluster test test-all lint types wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness eval --defense rece --bench ring-a-bell-k77 --profile shapes
@@ -27,7 +27,8 @@ $(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
 	$(PIP) --require-hashes -r requirements/dev.txt
 	touch $@
 
-# The pinned sets, from the ranges in pyproject.toml: dev.txt holds all, run.txt what a run needs.
+# The pinned sets, from the ranges in pyproject.toml: dev.txt holds all, run.txt what a run needs,
+# cluster.txt what the image of a cluster needs besides.
 # `make lock UPGRADE=--upgrade` takes the newest release of everything but what requirements/held.in holds.
 UV := .venv-lock/bin/uv
 COMPILE = $(UV) pip compile pyproject.toml requirements/build.in --quiet --generate-hashes --no-annotate \
@@ -35,10 +36,15 @@ COMPILE = $(UV) pip compile pyproject.toml requirements/build.in --quiet --gener
 lock: $(UV)
 	$(COMPILE) $(UPGRADE) --extra dev --constraints requirements/held.in -o requirements/dev.txt
 	$(COMPILE) $(UPGRADE) --constraints requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) $(UPGRADE) --constraints requirements/dev.txt --extra cluster --extra s3 -o requirements/cluster.txt
 
 $(UV):
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
+
+# cluster.yaml and cluster/ from cluster/settings.yaml.
+cluster: $(VENV)/.dev
+	$(BIN)/python tools/cluster/generate.py
 
 # A file of tests stays in one process; those that start Ray use all cores themselves. Both halves run and are reported.
 TESTS = $(BIN)/python -m pytest -rs

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-PINNED = {name: ROOT / "requirements" / f"{name}.txt" for name in ("run", "dev")}
+PINNED = {name: ROOT / "requirements" / f"{name}.txt" for name in ("run", "dev", "cluster")}
 PIN = re.compile(
     r"^(?P<name>[a-z0-9._-]+)(\[[a-z0-9,_-]+\])?==(?P<version>\S+)(?P<hashes>( --hash=sha256:[0-9a-f]{64})+)$"
 )
@@ -92,10 +92,10 @@ def test_everything_pinned_has_its_hashes_and_no_index_of_a_machine(name: str) -
     assert not re.search(r"(?m)^\s*-|://|file:|/opt|/root|/home", PINNED[name].read_text().replace("    --hash", ""))
 
 
-def test_what_a_run_needs_is_pinned_alike_for_development() -> None:
-    run, dev = _pins(PINNED["run"]), _pins(PINNED["dev"])
-    assert run.items() <= dev.items()
-    assert len(run) < len(dev)
+def test_what_a_run_needs_is_pinned_alike_everywhere() -> None:
+    run = _pins(PINNED["run"])
+    for name in ("dev", "cluster"):
+        assert run.items() < _pins(PINNED[name]).items()
 
 
 def _with_extras(texts: list[str]) -> Iterator[Requirement]:
@@ -111,7 +111,8 @@ def _with_extras(texts: list[str]) -> Iterator[Requirement]:
 @pytest.mark.parametrize("name", PINNED)
 def test_the_pins_answer_the_declared_ranges(name: str) -> None:
     """Where this fails, pyproject.toml was changed without `make lock`."""
-    texts = PROJECT["dependencies"] + (EXTRAS["dev"] if name == "dev" else [])
+    extras = {"run": (), "dev": ("dev",), "cluster": ("cluster", "s3")}[name]
+    texts = PROJECT["dependencies"] + [text for extra in extras for text in EXTRAS[extra]]
     pins = _pins(PINNED[name])
     unmet = [str(r) for r in _with_extras(texts) if pins.get(canonicalize_name(r.name), "0") not in r.specifier]
     assert unmet == []
