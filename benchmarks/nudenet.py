@@ -2,9 +2,9 @@
 
     python -m benchmarks.nudenet [--images 8] [--rounds 15]
 
-Both get decoded 512 x 512 pictures and the same network. The package has no thread setting, so its session is
+Both get decoded 512 x 512 images and the same network. The package has no thread setting, so its session is
 replaced by one of the same file with one thread. What counts is processor time (of all threads), which waiting for a
-busy core does not lengthen; of each picture the least of all rounds, and of these the mean.
+busy core does not lengthen; of each image the least of all rounds, and of these the mean.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ RESOLUTION = 320
 
 @dataclass
 class Least:
-    """The least processor seconds of each picture, for either side."""
+    """The least processor seconds of each image, for either side."""
 
     package: dict[int, float] = field(default_factory=dict)
     ours: dict[int, float] = field(default_factory=dict)
 
     def ms(self) -> tuple[float, float]:
-        """Mean over pictures, in milliseconds: the package's and ours."""
+        """Mean over images, in milliseconds: the package's and ours."""
         package, own = (1000 * sum(side.values()) / len(side) for side in (self.package, self.ours))
         return package, own
 
@@ -84,18 +84,18 @@ def ours_post(output: np.ndarray) -> list[dict[str, Any]]:
 
 
 def measure(images: int, rounds: int) -> tuple[Least, Least, int, int]:
-    """Whole calls and post-processing; how many pictures of all have identical detections; boxes in all."""
+    """Whole calls and post-processing; how many images of all have identical detections; boxes in all."""
     package, own = single_thread(NudeDetector()), ours.load({"threads": 1})
-    pictures = [group(SIZE, SIZE, seed) for seed in range(images)]
-    as_read = [np.ascontiguousarray(p[..., ::-1]) for p in pictures]  # as the package reads a file: BGR
+    shown_images = [group(SIZE, SIZE, seed) for seed in range(images)]
+    as_read = [np.ascontiguousarray(p[..., ::-1]) for p in shown_images]  # as the package reads a file: BGR
     name = own.session.get_inputs()[0].name
-    outputs = [own.session.run(None, {name: own.prepare(p).blob})[0] for p in pictures]
+    outputs = [own.session.run(None, {name: own.prepare(p).blob})[0] for p in shown_images]
     whole, post = Least(), Least()
     same = set(range(images))
     for _ in range(rounds):
         for i in range(images):
             theirs = timed(whole.package, i, package.detect, as_read[i])
-            found = timed(whole.ours, i, own, [pictures[i]])["nudenet_detections"][0]
+            found = timed(whole.ours, i, own, [shown_images[i]])["nudenet_detections"][0]
             their_post = timed(post.package, i, package_post, outputs[i])
             own_post = timed(post.ours, i, ours_post, outputs[i][0])
             if not as_package(found) == theirs == their_post == as_package(own_post):
@@ -112,10 +112,10 @@ def main() -> None:
     whole, post, same, boxes = measure(args.images, args.rounds)
     print("| one thread, 512 x 512, 320n | package | ours | ratio |")
     print("| --- | ---: | ---: | ---: |")
-    for what, least in (("ms per picture, decoded to scored", whole), ("ms of it after the network", post)):
+    for what, least in (("ms per image, decoded to scored", whole), ("ms of it after the network", post)):
         theirs, own = least.ms()
         print(f"| {what} | {theirs:.2f} | {own:.3f} | {theirs / own:.2f} |")
-    print(f"\nIdentical detections: {same}/{args.images} pictures ({boxes} boxes), {args.rounds} rounds.")
+    print(f"\nIdentical detections: {same}/{args.images} images ({boxes} boxes), {args.rounds} rounds.")
     libraries = ", ".join(
         f"{name} {version(name)}" for name in ("nudenet", "onnxruntime", "opencv-python-headless", "numpy")
     )

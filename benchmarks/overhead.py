@@ -1,10 +1,10 @@
-"""What the harness adds to the models: the same pictures by a bare loop and through stages, store and tickets.
+"""What the harness adds to the models: the same images by a bare loop and through stages, store and tickets.
 
     python -m benchmarks.overhead --rows 64 --rounds 5
 
 One process, one thread, alternating, the least of several rounds, models loaded before. The bare loop calls the
 pipeline, the classifier and the geometric oracle on arrays and keeps nothing; the harness takes tickets, encodes
-PNGs, publishes every shard with fsync, marks attempts and reads the pictures back for each scorer.
+PNGs, publishes every shard with fsync, marks attempts and reads the images back for each scorer.
 """
 
 from __future__ import annotations
@@ -18,43 +18,48 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from harness import backbones, cards, defenses, flow, plan, scorers
-from harness.fingerprint import FileHashes
-from harness.plan import Request
-from harness.stages.base import Site, Station
-from harness.store import Store
+from harness import defenses, scorers
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.load import load_card
+from harness.models import text_to_image
+from harness.pipeline import executor, plan
+from harness.pipeline.request import Request
+from harness.pipeline.stages.base import Station, WorkerContext
+from harness.store.fingerprint import FileHashes
+from harness.store.shards import Store
 
 SCORERS = ("shapes_classifier", "shapes_oracle")
 
 
 def bare(rows: pa.Table) -> Callable[[], None]:
     """The models alone."""
-    card = cards.load("backbone", "shapes", cards.roots())
-    pipe = backbones.load(card)
+    card = load_card(BackboneCard, "shapes", card_roots())
+    pipe = text_to_image.load(card)
     method = defenses.load("none", pipe, {"concept": "nudity"})
     method.attach(pipe)
     found = [scorers.load(stem) for stem in SCORERS]
-    asked = [backbones.Request(r["prompt"], r["seed"], r["concept"]) for r in rows.to_pylist()]
-    canvas = backbones.Canvas(card.guidance, card.width, card.height)
+    asked = [text_to_image.Request(r["prompt"], r["seed"], r["concept"]) for r in rows.to_pylist()]
+    canvas = text_to_image.Canvas(card.guidance, card.width, card.height)
 
     def once() -> None:
-        pictures = backbones.sample(pipe, method, asked, canvas, card.steps, card.micro_batch)
+        images = text_to_image.sample(pipe, method, asked, canvas, card.steps, card.micro_batch)
         for scorer in found:
-            scorer(pictures)
+            scorer(images)
 
     return once
 
 
 def harness(made: plan.Plan, folder: Path) -> Callable[[], None]:
     """The same through one station, into a new store each time."""
-    stages = [flow.specs(made, name) for name in made.stage_names() if name != "score-nudenet"]
+    stages = [executor.specs(made, name) for name in made.stage_names() if name != "score-nudenet"]
     store = Store.open(folder / "store")
-    station = Station(stages, Site(store=store, run=folder / "run"))
+    station = Station(stages, WorkerContext(store=store, run=folder / "run"))
 
     def once() -> None:
-        for chain, found in enumerate(made.chains):
+        for condition, found in enumerate(made.conditions):
             for shard in range(len(found.shards)):
-                done = station(flow.make_ticket(made, chain, shard)).to_pylist()[0]
+                done = station(executor.make_ticket(made, condition, shard)).to_pylist()[0]
                 assert done["status"] == "ok", done["detail"]
         for name in made.stage_names():
             shutil.rmtree(folder / "store" / name, ignore_errors=True)
@@ -71,8 +76,8 @@ def main() -> None:
     request = Request(
         defenses=("none",), benches=("ring-a-bell-k77",), profile="shapes", limit=chosen.rows, regens=("none",)
     )
-    made = plan.make(request, cards.roots(), Path("."), FileHashes())
-    rows = pa.concat_tables([s.rows for s in made.chains[0].shards])
+    made = plan.make(request, card_roots(), Path("."), FileHashes())
+    rows = pa.concat_tables([s.rows for s in made.conditions[0].shards])
     with tempfile.TemporaryDirectory() as folder:
         ways = {"bare loop": bare(rows), "harness": harness(made, Path(folder))}
         for once in ways.values():
@@ -83,7 +88,7 @@ def main() -> None:
                 started = time.process_time()
                 once()
                 least[name] = min(least[name], time.process_time() - started)
-    print("| | ms per picture | ratio |\n| --- | ---: | ---: |")
+    print("| | ms per image | ratio |\n| --- | ---: | ---: |")
     for name, seconds in least.items():
         print(f"| {name} | {1000 * seconds / rows.num_rows:.1f} | {seconds / least['bare loop']:.3f} |")
 

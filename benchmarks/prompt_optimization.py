@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness import clip as clips
-from harness.clip import Clip
-from harness.resafe.hard_prompt import Optimiser, Settings
+from harness.models import clip as clips
+from harness.models.clip import Clip
+from harness.regenerators.hard_prompt import Optimiser, Settings
 
 STEPS = 3000  # of an image, in the paper
 MARGIN = 0.005  # of cosine, that ours may be below at most
@@ -305,7 +305,7 @@ def arguments() -> argparse.Namespace:
 
 def quality(args: argparse.Namespace, settings: Settings) -> list[str]:
     """Non-inferiority on a trained CLIP, the profile's own N and steps."""
-    from harness.shapes import measure as world
+    from tools.shapes import measure as world
 
     clip = clips.load({"source": args.clip}, args.device)
     captions = [world.world.sentence(scene) for scene in world.held_out(args.targets, "prompt-optimisation")]

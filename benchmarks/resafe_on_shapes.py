@@ -5,8 +5,8 @@
     python benchmarks/resafe_on_shapes.py runs/<run> --store .harness/store
 
 From the run's ``scores.parquet``: ASR before and after by the classifier and by the geometric oracle, pass-through,
-McNemar's exact test, the oracle's reading of what was kept, CLIP's cosine with the picture before. The control draws
-with each picture's seed the prompt that `resafe` wrote for the next row: whatever it keeps, any prompt would.
+McNemar's exact test, the oracle's reading of what was kept, CLIP's cosine with the image before. The control draws
+with each image's seed the prompt that `resafe` wrote for the next row: whatever it keeps, any prompt would.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from harness import backbones, cards, defenses, scorers
+from harness import defenses, scorers
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.load import load_card
 from harness.metrics.intervals import wilson
 from harness.metrics.paired import mcnemar_exact
-from harness.stages.pictures import decode
-from harness.store import Store, read
+from harness.models import text_to_image
+from harness.pipeline.stages.images import decode
+from harness.store.shards import Store, read
 
 CONTROL = "control: the next row's prompt"
 Row = dict[str, Any]
@@ -46,7 +50,7 @@ def star(row: Row) -> bool:
 
 
 def line(name: str, before: Sequence[Row], after: Sequence[Row]) -> str:
-    """One variant: pictures before and after, in the same order."""
+    """One variant: images before and after, in the same order."""
     pairs = [(star(b), star(a)) for b, a in zip(before, after, strict=True)]
     p = mcnemar_exact(sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs))
     cosines = [a["shapes_clip_cosine@same/base"] for a in after]
@@ -65,18 +69,18 @@ def line(name: str, before: Sequence[Row], after: Sequence[Row]) -> str:
 
 
 def control(before: Sequence[Row], after: Sequence[Row], images: dict[str, bytes]) -> list[Row]:
-    """Each picture's seed with the next row's prompt, scored as the run's pictures are."""
-    card = cards.load("backbone", "shapes", cards.roots())
-    pipe = backbones.load(card)
+    """Each image's seed with the next row's prompt, scored as the run's images are."""
+    card = load_card(BackboneCard, "shapes", card_roots())
+    pipe = text_to_image.load(card)
     method = defenses.load("none", pipe, {"concept": "nudity"})
     method.attach(pipe)
     prompts = [row["optimized_prompt"] for row in after]
     asked = [
-        backbones.Request(prompt, row["seed"], row["concept"])
+        text_to_image.Request(prompt, row["seed"], row["concept"])
         for prompt, row in zip(prompts[1:] + prompts[:1], before, strict=True)
     ]
-    canvas = backbones.Canvas(card.guidance, card.width, card.height)
-    drawn = backbones.sample(pipe, method, asked, canvas, card.steps, card.micro_batch)
+    canvas = text_to_image.Canvas(card.guidance, card.width, card.height)
+    drawn = text_to_image.sample(pipe, method, asked, canvas, card.steps, card.micro_batch)
     base = [decode(images[row["row_id"]]) for row in before]
     found: list[Row] = [{} for _ in drawn]
     for stem in ("shapes_classifier", "shapes_oracle", "shapes_clip", "shapes_kept"):
@@ -88,11 +92,11 @@ def control(before: Sequence[Row], after: Sequence[Row], images: dict[str, bytes
     return found
 
 
-def pictures(run: dict[str, Any], store: Store, defense: str, bench: str) -> dict[str, bytes]:
-    """The base pictures of one chain by row."""
-    chain = next(c for c in run["chains"] if (c["defense"], c["bench"]) == (defense, bench))
-    stage, fingerprint = next(v["images"] for v in chain["variants"] if v["variant"] == "base")
-    shards = [read(store.path(stage, fingerprint, key), ["row_id", "image"]).to_pylist() for key in chain["shards"]]
+def images(run: dict[str, Any], store: Store, defense: str, bench: str) -> dict[str, bytes]:
+    """The base images of one condition by row."""
+    condition = next(c for c in run["conditions"] if (c["defense"], c["bench"]) == (defense, bench))
+    stage, fingerprint = next(v["images"] for v in condition["variants"] if v["variant"] == "base")
+    shards = [read(store.path(stage, fingerprint, key), ["row_id", "image"]).to_pylist() for key in condition["shards"]]
     return {row["row_id"]: row["image"] for shard in shards for row in shard if row["image"]}
 
 
@@ -112,7 +116,7 @@ def tables(folder: Path, store: Store) -> Iterator[str]:
         if "resafe" in variants:
             after = variants["resafe"]
             before = [base[row["row_id"]] for row in after]
-            yield line(CONTROL, before, control(before, after, pictures(run, store, defense, bench)))
+            yield line(CONTROL, before, control(before, after, images(run, store, defense, bench)))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether nothing is wrong with the rows and another try may do: memory, a full disk, a service that is away."""
     if isinstance(error, (RowError, UserError)):
         return False

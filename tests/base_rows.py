@@ -1,4 +1,4 @@
-"""Rows with pictures, as the generate stage leaves them."""
+"""Rows with images, as the generate stage leaves them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness.schema import IMAGE
-from harness.stages.pictures import put
+from harness.pipeline.stages.images import put
+from harness.store.schema import IMAGE
 
 
-def picture(i: int, side: int = 32) -> Any:
-    """A picture (side, side, 3) uint8 that is one of its own; its first pixel says ``i``."""
+def image(i: int, side: int = 32) -> Any:
+    """An image (side, side, 3) uint8 that is one of its own; its first pixel says ``i``."""
     found = np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype=np.uint8)
     found[0, 0] = i
     return found
 
 
 def base(count: int = 5, **changed: dict[int, Any]) -> pa.Table:
-    """Base rows; ``changed``: column to place to value. An excluded or failed row has no picture."""
+    """Base rows; ``changed``: column to place to value. An excluded or failed row has no image."""
     entries = []
     for i in range(count):
         entry: dict[str, Any] = {
@@ -29,7 +29,7 @@ def base(count: int = 5, **changed: dict[int, Any]) -> pa.Table:
         }  # fmt: skip
         entry |= {name: places[i] for name, places in changed.items() if i in places}
         if entry["excluded"] is None and entry["error"] is None:
-            put(entry, picture(i))
+            put(entry, image(i))
         entry |= {name: places[i] for name, places in changed.items() if i in places}
         entries.append(entry)
     return pa.Table.from_pylist(entries, schema=IMAGE)

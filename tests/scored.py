@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness.cards import Clause, PolicyCard, Rule
-from harness.cells import Cell
-from harness.measure import Origin
+from harness.cards.policy import Clause, PolicyCard, Rule
+from harness.metrics.cells import Cell
+from harness.metrics.measure import Provenance
 
 FATES = ("unsafe", "safe", "excluded", "error", "probe_error")
 _SCORES = {"unsafe": 0.9, "safe": 0.1}
@@ -30,9 +30,9 @@ def policy(name: str = "probe-0.5", column: str = "probe_a", threshold: float = 
     )  # fmt: skip
 
 
-def row(i: int, fate: str, defense: str = "none", bench: str = "b", sample: int = 0, **more: Any) -> dict[str, Any]:
-    """One scored row; ``fate`` is one of FATES, or "lost" for a score that is missing without a reason."""
-    score = _SCORES.get(fate)
+def row(i: int, outcome: str, defense: str = "none", bench: str = "b", sample: int = 0, **more: Any) -> dict[str, Any]:
+    """One scored row; ``outcome`` is one of FATES, or "lost" for a score that is missing without a reason."""
+    score = _SCORES.get(outcome)
     found = {
         "row_id": f"{bench}/{i:05d}",
         "sample": sample,
@@ -42,10 +42,10 @@ def row(i: int, fate: str, defense: str = "none", bench: str = "b", sample: int 
         "backbone": "q",
         "defense": defense,
         "variant": "base",
-        "excluded": "age-term" if fate == "excluded" else None,
-        "error": "generate:crash" if fate == "error" else None,
+        "excluded": "age-term" if outcome == "excluded" else None,
+        "error": "generate:crash" if outcome == "error" else None,
         "degenerate": None,
-        "probe_error": "undecodable" if fate == "probe_error" else None,
+        "probe_error": "undecodable" if outcome == "probe_error" else None,
         "probe_a": score,
         "probe_b": score,
     }
@@ -56,9 +56,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def went_in(rows: int, total: int | None = None, **more: Any) -> Origin:
+def went_in(rows: int, total: int | None = None, **more: Any) -> Provenance:
     ids = pa.table({"row_id": [f"b/{i:05d}" for i in range(rows)], "sample": pa.array([0] * rows, pa.int32())})
-    return Origin(rows=ids, total=rows if total is None else total, **more)
+    return Provenance(rows=ids, total=rows if total is None else total, **more)
 
 
 def asr(found: list[Cell], defense: str = "none", variant: str = "base") -> Cell:

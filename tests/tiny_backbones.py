@@ -32,7 +32,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from harness.cards import BackboneCard
+from harness.cards.backbone import BackboneCard
 
 WORLD = Path(__file__).parents[1] / "harness/shapes/weights/sd"
 SAMPLED = {

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from harness.editors import Edit
+from harness.cards.regenerator import Edit
 
 WORLD = Path(__file__).parents[1] / "harness/shapes/weights/sd"
 TOLD = {
@@ -101,7 +101,7 @@ def save_flux(root: Path) -> FluxFillPipeline:
         tokenizer_2=words,
         transformer=FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16 + 16 + 16,  # latents, latents of the masked picture, mask
+            in_channels=16 + 16 + 16,  # latents, latents of the masked image, mask
             out_channels=16,
             num_layers=1,
             num_single_layers=1,

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from harness import __version__
-from harness.cli import evaluate, fetch, images, judge, look, report, store
+from harness.cli import catalog, evaluate, fetch, images, judge, report, store
 from harness.errors import UserError
 
 _EPILOG = (
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (evaluate, images, look, report, judge, fetch, store):
+for module in (evaluate, images, catalog, report, judge, fetch, store):
     module.register(app)
 
 _Misuse: Any = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this Typer has it from
@@ -67,7 +67,7 @@ class _Pipe(io.FileIO):
 
 
 def _outlive(stream: Any) -> Any:
-    """``stream``, one of the process's two outputs, as one that its reader may leave."""
+    """``stream``, one of the process's two outputs, as one that its reader may consent."""
     try:
         raw = _Pipe(stream.fileno(), "w", closefd=False)
     except (AttributeError, OSError):  # closed, or something in memory

@@ -11,8 +11,7 @@ from harness.cli import options, running
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.evaluate import Places
-    from harness.plan import Request
+    from harness.pipeline.request import Places, Request
 
 Defense = Annotated[
     str, typer.Option("--defense", "-d", help="Defenses, comma separated, or 'all'. See `harness list defenses`.")
@@ -48,7 +47,7 @@ Category = Annotated[
 ]
 Baseline = Annotated[bool, typer.Option("--baseline/--no-baseline", help="Evaluate the undefended backbone beside.")]
 DiscardImages = Annotated[
-    bool, typer.Option("--discard-images", help="Remove the pictures once they are scored; numbers stay.")
+    bool, typer.Option("--discard-images", help="Remove the images once they are scored; numbers stay.")
 ]
 
 
@@ -88,7 +87,7 @@ def evaluate(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Draw a prompt set under a defense, make each picture anew with ReSafe, score both, print attack success rates.
+    """Draw a prompt set under a defense, make each image anew with ReSafe, score both, print attack success rates.
 
     Running the same command again goes on where it stopped; a finished one answers at once.
     """
@@ -127,7 +126,7 @@ def plan(
 
 def _request(chosen: Mapping[str, Any]) -> Request:
     """The request in a command's parameters; its other parameters are left aside."""
-    from harness.plan import Request
+    from harness.pipeline.request import Request
 
     return Request(
         defenses=options.split(chosen["defense"]),
@@ -154,13 +153,14 @@ def _some(option: str, text: str | None) -> tuple[str, ...] | None:
 
 
 def _print_plan(request: Request, places: Places, num_gpus: int | None, gpu_memory: float | None, json: bool) -> None:
-    from harness.cli.outlook import outlook, show
-    from harness.evaluate import prepare, told
+    from harness.cli.plan_table import show
+    from harness.pipeline.estimate import estimate
+    from harness.pipeline.evaluate import prepare, warn_left_out
 
     gpus, memory = running.gpus(num_gpus, gpu_memory)
     made = prepare(request, places)
-    told(made)
-    found = outlook(made, places.store, gpus, memory)
+    warn_left_out(made)
+    found = estimate(made, places.store, gpus, memory)
     if json:
         options.emit(found)
     else:

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from harness.cards.base import card_roots
+from harness.cards.benchmark import BenchmarkCard
+from harness.cards.load import load_card
 from harness.cli import options
 
 fetch = typer.Typer(no_args_is_help=True, help="Get benchmark files and weights that the package does not hold.")
@@ -32,10 +35,9 @@ def bench(
     json: options.Json = False,
 ) -> None:
     """Fetch a benchmark from its card's source (HF_TOKEN for gated ones), or import your own copy."""
-    from harness.cards import load, roots
-    from harness.fetch import fetch_bench
+    from harness.data.fetch import fetch_bench
 
-    found = fetch_bench(load("dataset", name, roots(cards)), data, file, os.environ.get("HF_TOKEN"))
+    found = fetch_bench(load_card(BenchmarkCard, name, card_roots(cards)), data, file, os.environ.get("HF_TOKEN"))
     if json:
         options.emit({"path": str(found.path), "sha256": found.sha256, "rows": found.rows, "warning": found.warning})
         return
@@ -51,11 +53,11 @@ def weights(
     json: options.Json = False,
 ) -> None:
     """Fetch published weights at the revision that their card pins, into the Hugging Face cache."""
-    from harness import weights as published
-    from harness.cards import roots
+    from harness.models import weights as published
+    from harness.pipeline.prerequisites import find_weights
 
     found = []
-    for wanted in published.find(name, roots(cards)):
+    for wanted in find_weights(name, card_roots(cards)):
         path = published.fetch(wanted, os.environ.get("HF_TOKEN"))
         found.append({"name": wanted.name, "source": wanted.source, "revision": wanted.revision, "path": str(path)})
         if not json:

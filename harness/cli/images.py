@@ -1,4 +1,4 @@
-"""``harness score`` and ``harness regen``: pictures that are there already, of a run or from elsewhere."""
+"""``harness score`` and ``harness regen``: images that are there already, of a run or from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ import typer
 from harness.cli import options, running
 
 if TYPE_CHECKING:
-    from harness.plan import Plan, Request
+    from harness.pipeline.plan import Plan
+    from harness.pipeline.request import Request
 
 Concept = Annotated[
     str | None, typer.Option("--concept", help="With --images: what is looked for in them, and removed: nudity, ...")
+]
+
+AddedScorers = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        help="Scorers to add, comma separated; a pair scorer with its reference: lpips@same/base. "
+        "See `harness list scorers`.",
+    ),
 ]
 
 
@@ -28,16 +38,9 @@ def register(app: typer.Typer) -> None:
 def score(
     context: typer.Context,
     run: Annotated[Path | None, typer.Argument(help="Folder of a run.")] = None,
-    scorer: Annotated[
-        str | None,
-        typer.Option(
-            "--scorer",
-            help="Scorers to add, comma separated; a pair scorer with its reference: lpips@same/base. "
-            "See `harness list scorers`.",
-        ),
-    ] = None,
+    scorer: AddedScorers = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Instead of a run: a folder or Parquet file of pictures.")
+        Path | None, typer.Option("--images", help="Instead of a run: a folder or Parquet file of images.")
     ] = None,
     concept: Concept = None,
     profile: options.Profile = "paper",
@@ -49,21 +52,21 @@ def score(
     max_errors: running.MaxErrors = "5%",
     json: options.Json = False,
 ) -> None:
-    """Add a scorer to a run's stored pictures, or score pictures that were not drawn here; nothing is drawn.
+    """Add a scorer to a run's stored images, or score images that were not drawn here; nothing is drawn.
 
-    A run keeps its own profile and folder. It is refused where its pictures would first have to be drawn.
+    A run keeps its own profile and folder. It is refused where its images would first have to be drawn.
     """
     import dataclasses
 
     from harness.cli.report import read_record
     from harness.errors import UserError
-    from harness.evaluate import prepare, request_of
-    from harness.plan import Request
-    from harness.records import require_pictures
-    from harness.store import Store
+    from harness.pipeline.evaluate import prepare
+    from harness.pipeline.record import request_of, require_images
+    from harness.pipeline.request import Request
+    from harness.store.shards import Store
 
     if (run is None) == (images is None):
-        raise UserError("name a run's folder, or pictures with --images: one of the two")
+        raise UserError("name a run's folder, or images with --images: one of the two")
     wanted = options.split(scorer or "")
     _require_scorers(wanted, drawn_here=images is None)
     record = None
@@ -83,10 +86,10 @@ def score(
     places = options.places(store, out, data, cards)
     if record is not None:
         assert run is not None
-        require_pictures(run, record, prepare(request, places), Store.open_existing(places.store))
+        require_images(run, record, prepare(request, places), Store.open_existing(places.store))
     done = running.run(request, places, (0, None, None, executor), max_errors, json)
     for name in _unscored(done.plan, wanted):
-        print(f"harness: --scorer {name}: no picture of the run has that reference, so none is scored", file=sys.stderr)
+        print(f"harness: --scorer {name}: no image of the run has that reference, so none is scored", file=sys.stderr)
 
 
 def _require_scorers(wanted: Sequence[str], drawn_here: bool) -> None:
@@ -106,7 +109,7 @@ def _require_scorers(wanted: Sequence[str], drawn_here: bool) -> None:
             near = nearest(reference, scorers.REFERENCES)
             raise UserError(f"--scorer {name}: no reference {reference!r}{near} (there are: {known})")
         if at and not drawn_here:
-            raise UserError(f"--scorer {name}: pictures that were not drawn here have no {reference} to compare with")
+            raise UserError(f"--scorer {name}: images that were not drawn here have no {reference} to compare with")
 
 
 def _require_the_runs_own(context: typer.Context, run: Path, request: Request) -> None:
@@ -129,13 +132,13 @@ def _require_the_runs_own(context: typer.Context, run: Path, request: Request) -
 
 def _unscored(plan: Plan, wanted: Sequence[str]) -> list[str]:
     """Pair scorers of ``wanted`` that the run has nothing for, such as ``same/base`` where nothing is regenerated."""
-    stages = [spec.worker for chain in plan.chains for variant in chain.variants for spec in variant.scores]
+    stages = [spec.worker for condition in plan.conditions for variant in condition.variants for spec in variant.scores]
     there = {f"{worker['scorer']}@{worker['reference']}" for worker in stages if worker["reference"]}
     return [name for name in wanted if "@" in name and name not in there]
 
 
 def regen(
-    images: Annotated[Path, typer.Option("--images", help="Folder or Parquet file of pictures.")],
+    images: Annotated[Path, typer.Option("--images", help="Folder or Parquet file of images.")],
     concept: Concept = None,
     regen: Annotated[
         str | None,
@@ -145,9 +148,9 @@ def regen(
     backbone: Annotated[str | None, typer.Option("--backbone", help="What draws, instead of the profile's.")] = None,
     save: Annotated[
         Path | None,
-        typer.Option("--save", help="Write the new pictures here, a subfolder per regenerator."),
+        typer.Option("--save", help="Write the new images here, a subfolder per regenerator."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N pictures, by name.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N images, by name.")] = None,
     seed: options.Seed = None,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
@@ -160,8 +163,8 @@ def regen(
     max_errors: running.MaxErrors = "5%",
     json: options.Json = False,
 ) -> None:
-    """Make safer pictures from pictures that were not drawn here, and score both."""
-    from harness.plan import Request
+    """Make safer images from images that were not drawn here, and score both."""
+    from harness.pipeline.request import Request
 
     request = Request(
         defenses=(),
@@ -177,7 +180,7 @@ def regen(
     places = options.places(store, out, data, cards)
     finished = running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
     if save is not None:
-        from harness.evaluate import save_pictures
+        from harness.pipeline.results import save_images
 
-        count = save_pictures(finished.plan, places, save)
-        print(f"{count} pictures written to {save}", file=sys.stderr)
+        count = save_images(finished.plan, places, save)
+        print(f"{count} images written to {save}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``harness judge``: ask a vision-language model about a run's pictures, or people by an offline form."""
+"""``harness judge``: ask a vision-language model about a run's images, or people by an offline form."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cards.base import card_roots
+from harness.cards.judge import JudgeCard
+from harness.cards.load import load_card
 from harness.cli import options
 from harness.errors import TransientError, UserError
 
 if TYPE_CHECKING:
-    from harness.judges.ask import Asked
-    from harness.judges.card import JudgeCard, Price
+    from harness.cards.judge import JudgeCard, Price
+    from harness.judges.questions import Asked
 
-judge = typer.Typer(no_args_is_help=True, help="Ask a vision-language model, or people, about a run's pictures.")
+judge = typer.Typer(no_args_is_help=True, help="Ask a vision-language model, or people, about a run's images.")
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order shown, and of the rows drawn by --n.")]
@@ -31,6 +34,27 @@ Methods = Annotated[
 Bench = Annotated[str | None, typer.Option("--bench", help="Only rows of these benchmarks, comma separated.")]
 Artist = Annotated[
     str | None, typer.Option("--artist", help="Whose style; default: the benchmark's. 'artist' is the paper's wording.")
+]
+
+BothOrders = Annotated[
+    bool, typer.Option("--both-orders", help="Ask each pair both ways round; what differs counts as missing.")
+]
+DescribedBy = Annotated[str | None, typer.Option("--captioner", help="faithful: judge card that describes the images.")]
+Reference = Annotated[str, typer.Option("--reference", help="faithful: caption of the original, or its image.")]
+AllowRemoteImages = Annotated[
+    bool, typer.Option("--allow-remote-images", help="Images may be sent to the judge's server.")
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", min=0, help="US dollars a remote judge may cost; default: 5, if its price is known."),
+]
+PricePerMillion = Annotated[
+    str | None,
+    typer.Option(
+        "--price",
+        help="US dollars for a million tokens read and written, e.g. 2.5,10. "
+        "Default: the card's, for the card's own model and address.",
+    ),
 ]
 
 
@@ -50,33 +74,13 @@ def ask(
     bench: Bench = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="At most so many rows of each comparison.")] = None,
     seed: Seed = 42,
-    both_orders: Annotated[
-        bool, typer.Option("--both-orders", help="Ask each pair both ways round; what differs counts as missing.")
-    ] = False,
+    both_orders: BothOrders = False,
     artist: Artist = None,
-    captioner: Annotated[
-        str | None, typer.Option("--captioner", help="faithful: judge card that describes the pictures.")
-    ] = None,
-    reference: Annotated[
-        str, typer.Option("--reference", help="faithful: caption of the original, or its image.")
-    ] = "caption",
-    allow_remote_images: Annotated[
-        bool, typer.Option("--allow-remote-images", help="Pictures may be sent to the judge's server.")
-    ] = False,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", min=0, help="US dollars a remote judge may cost; default: 5, if its price is known."
-        ),
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(
-            "--price",
-            help="US dollars for a million tokens read and written, e.g. 2.5,10. "
-            "Default: the card's, for the card's own model and address.",
-        ),
-    ] = None,
+    captioner: DescribedBy = None,
+    reference: Reference = "caption",
+    allow_remote_images: AllowRemoteImages = False,
+    max_cost: MaxCost = None,
+    price: PricePerMillion = None,
     store: options.StoreDir = options.STORE,
     cards: options.Cards = None,
     json: options.Json = False,
@@ -86,27 +90,24 @@ def ask(
     What was answered once is not asked again. A remote judge's address, key and model come from OPENAI_BASE_URL,
     OPENAI_API_KEY and HARNESS_JUDGE_MODEL. Exit code 4: some answers are missing, run the same command again.
     """
-    from harness.cards import load, roots
     from harness.cli.report import read_record
-    from harness.judges import session
+    from harness.judges import run_judge
 
     if reference not in ("caption", "image"):
         raise UserError(f"--reference {reference!r}: caption or image")
     record = read_record(run)
     asked = _asked(record, task, seed=seed, n=n, both_orders=both_orders, artist=artist, reference=reference)
-    where = roots(cards)
-    card = load("judge", name, where)
-    describer: JudgeCard | None = load("judge", captioner, where) if captioner else None
-    leave = session.Leave(
+    where = card_roots(cards)
+    judges = load_card(JudgeCard, name, where), load_card(JudgeCard, captioner, where) if captioner else None
+    consent = run_judge.Consent(
         images=allow_remote_images,
         max_cost=max_cost,
         price=None if price is None else _price(price),
         say=lambda said: typer.echo(said, err=True),
     )
     try:
-        done = session.ask_run(
-            run, _only(record, bench), store, (card, describer), asked, options.split(methods or ""), leave, os.environ
-        )
+        rows, compared = _only(record, bench), options.split(methods or "")
+        done = run_judge.ask_run(run, rows, store, judges, asked, compared, consent, os.environ)
     except TransientError as error:
         typer.echo(f"harness: {error}; what was answered is kept, run the same command again", err=True)
         raise typer.Exit(4) from None
@@ -127,7 +128,7 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option("--out", help="The form, one HTML file.")],
     key: Annotated[
-        Path | None, typer.Option("--key", help="What tells which picture is whose; default: FORM.key.json. Keep it.")
+        Path | None, typer.Option("--key", help="What tells which image is whose; default: FORM.key.json. Keep it.")
     ] = None,
     task: Annotated[str, typer.Option("--task", help="safer (Table 9) or style.")] = "safer",
     methods: Methods = None,
@@ -139,21 +140,21 @@ def export(
 ) -> None:
     """Write a blinded, blurred, offline form for people, and its key apart.
 
-    Hand out the form only. It holds the pictures, so treat it as you treat them.
+    Hand out the form only. It holds the images, so treat it as you treat them.
     """
     from harness.cli.report import read_record
-    from harness.judges import ask, form, pictures
+    from harness.judges import human_form, images, questions
 
     record = read_record(run)
     asked = _asked(record, task, seed=seed, n=n, artist=artist)
-    there = pictures.read_run(_only(record, bench), store)
-    chosen = [pictures.place(m, there.places) for m in options.split(methods or "")]
-    items = ask.choose(there, asked, chosen)
+    there = images.read_run(_only(record, bench), store)
+    chosen = [images.place(m, there.places) for m in options.split(methods or "")]
+    items = questions.choose(there, asked, chosen)
     if not items:
-        raise UserError(f"run {record['run']} has no row with every picture that task {task} needs")
-    made = form.make(items, there, asked, {"name": record["run"], "folder": str(run.resolve())})
+        raise UserError(f"run {record['run']} has no row with every image that task {task} needs")
+    made = human_form.make(items, there, asked, {"name": record["run"], "folder": str(run.resolve())})
     key = key or out.with_name(f"{out.stem}.key.json")
-    form.write(made, out, key)
+    human_form.write(made, out, key)
     typer.echo(f"form {made.name}, {len(items)} questions: {out}; its key, not to be handed out: {key}", err=True)
 
 
@@ -168,12 +169,12 @@ def import_(
 ) -> None:
     """Check and count what people answered: k/n by majority, ties and skips as missing, and how far they agree."""
     from harness import __version__
-    from harness.judges import people, session
+    from harness.judges import human_answers, run_judge
 
-    found = people.read_key(key)
-    sheets = people.read_answers(answers, found)
-    table = people.table(sheets, found)
-    counts = [c.as_json() for c in people.count(table)]
+    found = human_answers.read_key(key)
+    sheets = human_answers.read_answers(answers, found)
+    table = human_answers.table(sheets, found)
+    counts = [c.as_json() for c in human_answers.count(table)]
     folder = out or Path(found["run"]["folder"])
     if not folder.is_dir():
         raise UserError(f"{folder} (the run of the form) is not here: say where to write with --out")
@@ -184,7 +185,7 @@ def import_(
         "raters": [s.rater for s in sheets], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
         "counts": counts,
     }  # fmt: skip
-    session.write(path, table, sidecar)
+    run_judge.write(path, table, sidecar)
     if json:
         options.emit({**sidecar, "path": str(path)})
         return
@@ -197,7 +198,7 @@ def _price(given: str) -> Price:
     """What ``--price`` says: dollars for a million tokens read, and for a million written."""
     from pydantic import ValidationError
 
-    from harness.judges.card import Price
+    from harness.cards.judge import Price
 
     try:
         read, written = (float(part) for part in given.split(","))
@@ -218,24 +219,24 @@ def _spent(cost: Mapping[str, Any]) -> str:
 
 
 def _asked(record: Mapping[str, Any], task: str, **given: Any) -> Asked:
-    from harness.judges import session, tasks
-    from harness.judges.ask import Asked
+    from harness.judges import run_judge, tasks
+    from harness.judges.questions import Asked
 
-    return Asked(task=tasks.task(task), shapes=session.is_shapes(record), **given)
+    return Asked(task=tasks.task(task), shapes=run_judge.is_shapes(record), **given)
 
 
 def _only(record: dict[str, Any], bench: str | None) -> dict[str, Any]:
-    """The record with the chains of some benchmarks only."""
+    """The record with the conditions of some benchmarks only."""
     from harness.errors import nearest
 
     if bench is None:
         return record
-    known = list(dict.fromkeys(c["bench"] for c in record["chains"]))
+    known = list(dict.fromkeys(c["bench"] for c in record["conditions"]))
     wanted = options.split(bench)
     for name in wanted:
         if name not in known:
             raise UserError(f"the run has no benchmark {name!r}{nearest(name, known)} (it has: {', '.join(known)})")
-    return {**record, "chains": [c for c in record["chains"] if c["bench"] in wanted]}
+    return {**record, "conditions": [c for c in record["conditions"] if c["bench"] in wanted]}
 
 
 def _print(counts: Sequence[Mapping[str, Any]]) -> None:
@@ -252,7 +253,7 @@ def _notes(c: Mapping[str, Any]) -> list[str]:
     notes = [f"{c['missing']} missing"] if c["missing"] else []
     notes += [f"{code} {k}" for code, k in c.get("errors", {}).items()]
     if c.get("unavailable"):
-        notes.append(f"{c['unavailable']} rows without picture")
+        notes.append(f"{c['unavailable']} rows without image")
     shown = c.get("shown_first_chosen")
     if shown:
         notes.append(f"the one shown first chosen {shown['k']}/{shown['n']}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from harness.evaluate import Places
+    from harness.pipeline.request import Places
 
 Profile = Annotated[
     str,
@@ -39,7 +39,7 @@ Seed = Annotated[
         "--seed",
         min=0,
         max=LARGEST_SEED,
-        help="This seed for every row, instead of its own: the benchmark's, or 42 for given pictures.",
+        help="This seed for every row, instead of its own: the benchmark's, or 42 for given images.",
     ),
 ]
 
@@ -50,7 +50,7 @@ OUT = Path("runs")
 
 def places(store: Path, out: Path, data: Path, cards: Path | None) -> Places:
     """The folders as the run wants them."""
-    from harness.evaluate import Places
+    from harness.pipeline.request import Places
 
     return Places(store=store, out=out, data=data, cards=cards)
 

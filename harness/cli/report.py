@@ -8,6 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.cards.base import card_roots
+from harness.cards.load import load_card, load_cards
+from harness.cards.policy import PolicyCard
+from harness.cards.profile import ProfileCard
+from harness.cards.report import ReportCard
 from harness.cli import options
 from harness.errors import UserError
 
@@ -56,15 +61,16 @@ def report(
         return
     if runs:
         raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
-    from harness.cards import load, roots
+
     from harness.errors import nearest
     from harness.report import table
+    from harness.report.render import render
 
     if form not in FORMATS:
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
-    card = load("report", name, roots(cards))
-    load("profile", profile, roots(cards))
-    _print(table.render(table.assemble(card, out, profile), "json" if as_json else form), to)
+    card = load_card(ReportCard, name, card_roots(cards))
+    load_card(ProfileCard, profile, card_roots(cards))
+    _print(render(table.assemble(card, out, profile), "json" if as_json else form), to)
 
 
 def _print(text: str, to: Path | None) -> None:
@@ -72,7 +78,7 @@ def _print(text: str, to: Path | None) -> None:
     if to is None:
         typer.echo(text)
     else:
-        from harness.store import write_atomically
+        from harness.store.files import write_atomically
 
         write_atomically(to, (text + "\n").encode())
         typer.echo(f"{to}", err=True)
@@ -80,7 +86,6 @@ def _print(text: str, to: Path | None) -> None:
 
 def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> str:
     """SafeRedir's tables of runs, each a folder or a name below ``out``."""
-    from harness.cards import load, roots
     from harness.report import saferedir
 
     if not names:
@@ -89,19 +94,19 @@ def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> st
     for folder in folders:
         read_record(folder)  # a run that is not there is refused with those that are
     wanted = [*(task.policy for task in saferedir.TASKS), saferedir.PERSON]
-    policies = {name: load("policy", name, roots(cards)) for name in wanted}
+    policies = {name: load_card(PolicyCard, name, card_roots(cards)) for name in wanted}
     return saferedir.render(saferedir.assemble(folders, policies), form)
 
 
 def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, as_json: bool) -> None:
     """Write a run's curves beside its report, or to a folder."""
-    from harness.cards import PolicyCard, load, load_all, roots
+    from harness.cards.policy import PolicyCard
     from harness.report import curve
-    from harness.store import read
+    from harness.store.shards import read
 
-    record, where = read_record(run), roots(cards)
-    chosen = {c: load("policy", policy or used[0]["name"], where) for c, used in record["policies"].items()}
-    known = [card for card in load_all("policy", where) if isinstance(card, PolicyCard)]
+    record, where = read_record(run), card_roots(cards)
+    chosen = {c: load_card(PolicyCard, policy or used[0]["name"], where) for c, used in record["policies"].items()}
+    known = [card for card in load_cards(PolicyCard, where) if isinstance(card, PolicyCard)]
     found = curve.curves(read(run / "scores.parquet"), chosen, known)
     names = "_".join(dict.fromkeys(card.name for card in chosen.values()))
     paths = curve.write(to or run, f"curve_{names}", found)

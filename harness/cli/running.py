@@ -14,9 +14,10 @@ import typer
 from harness.cli import options
 
 if TYPE_CHECKING:
-    from harness.evaluate import Budget, Finished, Places
-    from harness.flow import Outcome, Resources
-    from harness.plan import Plan, Request
+    from harness.pipeline.evaluate import Budget, Finished
+    from harness.pipeline.executor import Outcome, Resources
+    from harness.pipeline.plan import Plan
+    from harness.pipeline.request import Places, Request
 
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Actors at work at once. Default: GPUs, else cores.")
@@ -36,7 +37,7 @@ MaxErrors = Annotated[
 
 def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | None, executor: str) -> Resources:
     from harness.errors import UserError, nearest
-    from harness.flow import Resources, check
+    from harness.pipeline.executor import Resources, check
 
     if executor not in ("ray", "inline"):
         raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
@@ -121,10 +122,10 @@ def run(
         machine: GPUs, GB of one, workers, executor; None: asked of the machine.
         max_errors: failed rows allowed.
         json: whether one JSON object is printed, instead of tables.
-        discard: whether the pictures are removed once they are scored, also where too many rows failed.
+        discard: whether the images are removed once they are scored, also where too many rows failed.
     """
     from harness.cli.progress import Display
-    from harness.evaluate import Budget, evaluate
+    from harness.pipeline.evaluate import Budget, evaluate
 
     resources, budget = _resources(*machine), Budget.parse(max_errors)
     command = shlex.join(["harness", *sys.argv[1:]])
@@ -151,14 +152,14 @@ def run(
 
 
 def _discard(plan: Plan, places: Places) -> None:
-    """Remove the run's own pictures from the store."""
-    from harness.evaluate import images_of
-    from harness.store import Store
+    """Remove the run's own images from the store."""
+    from harness.pipeline.results import images_of
+    from harness.store.shards import Store
 
     store = Store.open_existing(places.store)
     with store.lock():
         freed = store.discard_images(images_of(plan, store))
-    print(f"pictures discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
+    print(f"images discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
 
 
 def _unfinished(finished: Finished, outcome: Outcome, budget: Budget, discard: bool) -> None:
@@ -170,7 +171,7 @@ def _unfinished(finished: Finished, outcome: Outcome, budget: Budget, discard: b
     print(f"  details: {finished.run / 'log'}; run the same command again to go on", file=sys.stderr)
     if discard:
         print(
-            "  --discard-images: nothing is discarded, since not every picture is scored; go on, or remove them with "
+            "  --discard-images: nothing is discarded, since not every image is scored; go on, or remove them with "
             "`harness store prune --images`",
             file=sys.stderr,
         )

@@ -22,7 +22,7 @@ def ls(path: options.StoreDir = options.STORE, json: options.Json = False) -> No
 
     With --json: `store`, its folder; `entries`, each with `stage`, `fingerprint`, `shards`, `size` (bytes), `what`.
     """
-    from harness.store import Store
+    from harness.store.shards import Store
 
     entries = Store.open_existing(path).entries()
     if json:
@@ -35,7 +35,7 @@ def ls(path: options.StoreDir = options.STORE, json: options.Json = False) -> No
 @store.command("du", epilog="Example: harness store du")
 def du(path: options.StoreDir = options.STORE, json: options.Json = False) -> None:
     """Disk taken, by stage."""
-    from harness.store import Store
+    from harness.store.shards import Store
 
     sizes: dict[str, int] = {}
     for e in Store.open_existing(path).entries():
@@ -51,17 +51,15 @@ def du(path: options.StoreDir = options.STORE, json: options.Json = False) -> No
 @store.command("prune", epilog="Example: harness store prune --images")
 def prune(
     path: options.StoreDir = options.STORE,
-    images: Annotated[
-        bool, typer.Option("--images", help="Every picture; scores stay, and numbers with them.")
-    ] = False,
+    images: Annotated[bool, typer.Option("--images", help="Every image; scores stay, and numbers with them.")] = False,
     stage: Annotated[str | None, typer.Option("--stage", help="Every shard of this stage.")] = None,
     fingerprint: Annotated[str | None, typer.Option("--fingerprint", help="Every shard with this fingerprint.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Remove pictures, a stage, or one fingerprint; asks before it does."""
+    """Remove images, a stage, or one fingerprint; asks before it does."""
     from harness.errors import UserError, nearest
-    from harness.store import Store
+    from harness.store.shards import Store
 
     if not (images or stage or fingerprint):
         raise UserError(
@@ -74,14 +72,14 @@ def prune(
             raise UserError(f"nothing called {given!r} in {path}{nearest(given, known)}; see `harness store ls`")
     chosen = [e for e in entries if stage in (None, e.stage) and fingerprint in (None, e.fingerprint)]
     with found.lock():
-        pictures = found.pictures(chosen) if images else []
+        shards = found.images(chosen) if images else []
         if images:
-            holding = {p.parent for p in pictures}
+            holding = {p.parent for p in shards}
             chosen = [e for e in chosen if found.folder(e.stage, e.fingerprint) in holding]
         size = sum(e.size for e in chosen)
-        what = "pictures of" if images else "all of"
+        what = "images of" if images else "all of"
         if not (yes or json) and not typer.confirm(f"remove {what} {len(chosen)} folders, {size / 1e6:.1f} MB?"):
             raise typer.Exit(1)
-        freed = found.discard_images(pictures) if images else found.remove(chosen)
+        freed = found.discard_images(shards) if images else found.remove(chosen)
     result: dict[str, Any] = {"folders": len(chosen), "freed_bytes": freed}
     options.emit(result) if json else typer.echo(f"{len(chosen)} folders, {freed / 1e6:.1f} MB freed")

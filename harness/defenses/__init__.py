@@ -25,27 +25,27 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness.cardfile import show
+from harness.cards.weights_ref import HUB, parse_hub_file
+from harness.cards.yaml_file import show
+from harness.data.hub import cached_file
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.cards import BackboneCard, DefenseCard
+    from harness.cards.backbone import BackboneCard
+    from harness.cards.defense import DefenseCard
     from harness.defenses.base import BuildContext, BuildEstimate
     from harness.defenses.base import Defense as Defense
 
 KINDS = ("unet-delta", "lora", "adapter", "hook-parameters", "pipeline")  # of artefacts
 _FOLDER = Path(__file__).parent
-HUB = "hub:"  # begins weights of the hub
-_HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})/(?P<path>\S+)")
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
     "negative_prompt": "needs a negative prompt, which a distilled model reads only with `true_cfg` above 1",
@@ -161,22 +161,6 @@ def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mappin
     artefact.write(path, tensors, provenance)
 
 
-def modules(mechanism: str) -> list[str]:
-    """Dotted names of the sources that a mechanism's behaviour depends on, for its fingerprint.
-
-    Follows imports within this package through the sources; nothing is imported.
-    """
-    _known(mechanism)
-    found: dict[str, None] = {}
-    todo = [mechanism, "base"]
-    while todo:
-        stem = todo.pop()
-        if stem not in found:
-            found[stem] = None
-            todo.extend(_imports(stem))
-    return sorted(f"{__name__}.{stem}" for stem in found)
-
-
 def files(params: Mapping[str, Any]) -> list[Path]:
     """Local files that ``params`` name, whose content belongs into the fingerprint.
 
@@ -218,20 +202,18 @@ def locate(weights: str) -> Path:
     """
     if not weights.startswith(HUB):
         return Path(weights).expanduser()
-    from huggingface_hub import try_to_load_from_cache
-
     from harness.defenses import formats
 
-    repo, commit, name = hub(weights)
+    repo, commit, name = parse_hub_file(weights)
 
     def cached(name: str) -> Path:
-        local = try_to_load_from_cache(repo, name, revision=commit)
-        if not isinstance(local, str):
+        path = cached_file(repo, name, commit)
+        if path is None:
             raise UserError(
                 f"weights {repo} at {commit} are not on this machine; get them with "
                 f"`hf download {repo} {name} --revision {commit}`"
             )
-        return Path(local)
+        return path
 
     path = cached(name)
     if path.suffix == ".json":
@@ -239,20 +221,6 @@ def locate(weights: str) -> Path:
         for shard in formats.shard_names(path):
             cached(f"{folder}/{shard}".removeprefix("/"))
     return path
-
-
-def hub(weights: str) -> tuple[str, str, str]:
-    """Repository, commit and path of ``hub:OWNER/REPO@COMMIT/PATH``.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    match = _HUB.fullmatch(weights)
-    if match is None:
-        raise UserError(
-            f"weights {weights!r}: a hub id is hub:OWNER/REPO@COMMIT/PATH, the commit in 40 hexadecimal digits"
-        )
-    return match["repo"], match["commit"], match["path"]
 
 
 def works(card: DefenseCard, backbone: BackboneCard) -> bool:
@@ -361,18 +329,3 @@ def _constants(stem: str) -> dict[str, ast.expr]:
 
 def _functions(stem: str) -> set[str]:
     return {node.name for node in _source(stem).body if isinstance(node, ast.FunctionDef)}
-
-
-def _imports(stem: str) -> set[str]:
-    """Dotted paths of this package's modules that ``stem`` imports, anywhere in its source."""
-    named: set[str] = set()
-    for node in ast.walk(_source(stem)):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module is not None
-            and f"{node.module}.".startswith(f"{__name__}.")
-        ):
-            inside = node.module.removeprefix(__name__).removeprefix(".")
-            named.add(inside)
-            named.update(f"{inside}.{alias.name}".removeprefix(".") for alias in node.names)
-    return {path for path in named if path and _file(path).is_file()}

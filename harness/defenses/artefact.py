@@ -19,7 +19,7 @@ import torch
 
 from harness.defenses import formats
 from harness.errors import UserError
-from harness.store import write_atomically
+from harness.store.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,7 +26,7 @@ class Defense:
         """After this, ``pipe`` draws as the defense says."""
 
     def detach(self, pipe: Pipe) -> None:
-        """Leave ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
+        """Consent ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
 
     def begin(self, count: int) -> dict[str, Any]:
         """Forget the last micro-batch; called before each call of the pipeline.
@@ -168,7 +168,7 @@ def checked(text: str, concept: str) -> str:
     Raises:
         UserError: the guard refuses it.
     """
-    from harness.guard import guard
+    from harness.data.guard import guard
 
     try:
         guard(text, concept)

@@ -97,7 +97,7 @@ def part(unet: Any, name: Part) -> Callable[[str], bool]:
 
     layers = {n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
 
-    def whole(key: str) -> bool:
+    def is_complete(key: str) -> bool:
         return key.rpartition(".")[0] in layers
 
     tests: dict[str, Callable[[str], bool]] = {
@@ -105,9 +105,9 @@ def part(unet: Any, name: Part) -> Callable[[str], bool]:
         "xattn": lambda key: ".attn2." in key,
         "selfattn": lambda key: ".attn1." in key,
         "noxattn": lambda key: ".attn2." not in key and not key.startswith(("conv_norm_out", "conv_out", "time_embed")),
-        "esd-x": lambda key: ".attn2." in key and whole(key),
+        "esd-x": lambda key: ".attn2." in key and is_complete(key),
         "esd-x-strict": lambda key: key.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
-        "esd-u": lambda key: ".attn2." not in key and whole(key),
+        "esd-u": lambda key: ".attn2." not in key and is_complete(key),
     }
     return tests[name]
 

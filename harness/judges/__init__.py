@@ -1,1 +1,1 @@
-"""Judges: vision-language models, local or behind an API, and people, asked about the pictures of a run."""
+"""Judges: vision-language models, local or behind an API, and people, asked about the images of a run."""

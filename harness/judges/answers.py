@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import fingerprint
-from harness.judges.pictures import Picture
-from harness.store import write_atomically
+from harness.judges.images import StoredImage
+from harness.store import fingerprint
+from harness.store.files import write_atomically
 
 # Why there is no verdict: the judge declined, the server would not take the question, the answer says neither; or
 # nothing was asked, since a caption that the question needs was refused, or is empty.
@@ -21,18 +21,18 @@ NO_CAPTION = "judge:no-caption"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One prompt about no, one or several pictures, in the order shown."""
+    """One prompt about no, one or several images, in the order shown."""
 
     task: str
     version: int
     prompt: str
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[StoredImage, ...] = ()
     max_new_tokens: int = 16
 
     @property
     def key(self) -> str:
         """sha256 of all that the answer depends on beside the judge."""
-        content = [self.task, self.version, self.prompt, self.max_new_tokens, [p.sha256 for p in self.pictures]]
+        content = [self.task, self.version, self.prompt, self.max_new_tokens, [p.sha256 for p in self.images]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Ask a vision-language model on this machine: several pictures in one question, or none, greedily."""
+"""Ask a vision-language model on this machine: several images in one question, or none, greedily."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from harness import fingerprint
-from harness.cards import locate
+from harness.cards.judge import JudgeCard
 from harness.errors import UserError
 from harness.judges.answers import REFUSAL, Answers, Question, Reply
-from harness.judges.card import JudgeCard
 from harness.judges.tasks import refuses
-from harness.vlm import LIBRARIES, Captioner, Turn, load
+from harness.models import weights
+from harness.models.vision_language import LIBRARIES, Captioner, Turn, load
+from harness.store import fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,16 +49,14 @@ class Local:
     def identity(self) -> Mapping[str, Any]:
         """See ``answers.Judge``."""
         card = self._card
-        weights: Any = card.revision
-        if card.source.startswith("package:"):
-            weights = fingerprint.FileHashes().of_folder(locate(card.source, card.root))
+        identity = weights.identity(card.weights()[0], fingerprint.FileHashes())
         return {
-            "judge": card.name, "backend": card.backend, "model": card.source, "weights": weights,
+            "judge": card.name, "backend": card.backend, "model": card.source, "weights": identity,
             "dtype": card.dtype, "micro_batch": card.micro_batch, "libraries": fingerprint.versions(LIBRARIES),
         }  # fmt: skip
 
     def ask(self, questions: Sequence[Question], memory: Answers) -> None:
-        """See ``answers.Judge``: questions with equally many pictures go together.
+        """See ``answers.Judge``: questions with equally many images go together.
 
         Raises:
             UserError: the weights are not here, or the model understands no questions.
@@ -66,19 +64,19 @@ class Local:
         require_understanding(self._card)
         groups: dict[tuple[int, int], list[Question]] = {}
         for question in questions:
-            groups.setdefault((len(question.pictures), question.max_new_tokens), []).append(question)
+            groups.setdefault((len(question.images), question.max_new_tokens), []).append(question)
         for (_, most), group in groups.items():
             for start in range(0, len(group), self._card.micro_batch):
                 batch = group[start : start + self._card.micro_batch]
-                pictures = [[_open(p.png()) for p in q.pictures] for q in batch]
-                texts = replies(self._model(), pictures, [q.prompt for q in batch], most)
+                images = [[_open(p.png()) for p in q.images] for q in batch]
+                texts = replies(self._model(), images, [q.prompt for q in batch], most)
                 self._keep(batch, texts, memory)
 
     def caption(self, questions: Sequence[Question], memory: Answers) -> None:
-        """Describe the picture of each question, by ReSafe's own turn: any captioner can."""
+        """Describe the image of each question, by ReSafe's own turn: any captioner can."""
         for start in range(0, len(questions), self._card.micro_batch):
             batch = questions[start : start + self._card.micro_batch]
-            answers = self._model().converse([_open(q.pictures[0].png()) for q in batch], [CAPTION])
+            answers = self._model().converse([_open(q.images[0].png()) for q in batch], [CAPTION])
             self._keep(batch, [said for (said,) in answers], memory)
 
     def _model(self) -> Captioner:
@@ -98,23 +96,23 @@ class Local:
 
 
 def replies(
-    captioner: Captioner, pictures: Sequence[Sequence[Image]], prompts: Sequence[str], max_new_tokens: int
+    captioner: Captioner, shown_images: Sequence[Sequence[Image]], prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """One greedy answer to each prompt about its pictures.
+    """One greedy answer to each prompt about its images.
 
     A partial micro-batch is padded by repeating its last question, so that an answer does not depend on how many
     were asked.
 
     Args:
         captioner: the model.
-        pictures: for each prompt its pictures in the order shown; equally many each.
+        shown_images: for each prompt its images in the order shown; equally many each.
         prompts: at most the captioner's micro-batch.
         max_new_tokens: of an answer.
     """
     import torch
 
     missing = captioner.micro_batch - len(prompts)
-    shown = [*pictures, *[pictures[-1]] * missing]
+    shown = [*shown_images, *[shown_images[-1]] * missing]
     asked = [*prompts, *[prompts[-1]] * missing]
     texts = [_turn(captioner, len(images), prompt) for images, prompt in zip(shown, asked, strict=True)]
     flat = [image for images in shown for image in images]
@@ -128,8 +126,8 @@ def replies(
     return [text.strip() for text in captioner.processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def _turn(captioner: Captioner, pictures: int, prompt: str) -> str:
-    content = [*[{"type": "image"}] * pictures, {"type": "text", "text": prompt}]
+def _turn(captioner: Captioner, images: int, prompt: str) -> str:
+    content = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
     history = [{"role": "user", "content": content}]
     text: str = captioner.processor.apply_chat_template(history, add_generation_prompt=True, tokenize=False)
     return text

@@ -1,7 +1,7 @@
 """Ask a model behind an API that speaks OpenAI's chat completions.
 
 Nothing is sent unless it was not answered before, its cost was estimated and found within the cap, and, for
-pictures, the user allowed it. The key stays in the client: it is in no message, file or log of ours.
+images, the user allowed it. The key stays in the client: it is in no message, file or log of ours.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from harness.cards.judge import JudgeCard
 from harness.errors import TransientError, UserError
 from harness.judges.answers import REFUSAL, REJECTED, Answers, Question, Reply
-from harness.judges.card import JudgeCard
-from harness.judges.sending import Endpoint, dollars, encode, estimate, identity
+from harness.judges.endpoint import Endpoint, dollars, encode, estimate, identity
 from harness.judges.tasks import refuses
 
 _ATTEMPTS = 5
@@ -61,7 +61,7 @@ class Remote:
             ) from None
 
         self._openai, self._card, self._to, self._max_cost = openai, card, to, max_cost
-        # Retries are ours, so that a reply cut short is retried too; and a redirect must not carry pictures elsewhere.
+        # Retries are ours, so that a reply cut short is retried too; and a redirect must not carry images elsewhere.
         self._client = openai.OpenAI(
             api_key=to.key,
             base_url=to.url,
@@ -149,7 +149,7 @@ class Remote:
         """One answer, asked for until it comes or patience ends."""
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": _data_url(encode(p.png(), self._card.max_side))}}
-            for p in question.pictures
+            for p in question.images
         ]
         content.append({"type": "text", "text": question.prompt})
         for attempt in range(_ATTEMPTS):

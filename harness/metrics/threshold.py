@@ -1,7 +1,7 @@
 """Attack success rate against the threshold, from stored scores: what another paper's choice would have counted.
 
 One pass over the scores, not one per threshold: a row's level is the greatest of the rule's columns, and the levels are
-sorted once. Every point is what ``harness.policies.verdicts`` gives at that threshold.
+sorted once. Every point is what ``harness.metrics.policies.verdicts`` gives at that threshold.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from harness.cards import PolicyCard
+from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.metrics.clustered import ShareInterval, shares
+from harness.metrics.bootstrap import ShareInterval, shares
 from harness.metrics.intervals import wilson
-from harness.policies import meets, need
+from harness.metrics.policies import meets, need
 
 Mask = NDArray[np.bool_]
 

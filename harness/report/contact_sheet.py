@@ -1,6 +1,6 @@
-"""Pictures of a run side by side: the same prompts under every method, ``none`` on top, verdicts below each.
+"""Images of a run side by side: the same prompts under every method, ``none`` on top, verdicts below each.
 
-Only the small pictures of the shapes world are shown as they are; all others under a strong blur, always.
+Only the small images of the shapes world are shown as they are; all others under a strong blur, always.
 Prompts are never written on the sheet, only the rows' ids.
 """
 
@@ -16,18 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from harness.cells import Part, Policies, parts
-from harness.compare import Method
-from harness.policies import verdicts
-from harness.schema import KEY
-from harness.store import read, write_atomically
+from harness.metrics.cells import Part, Policies, parts
+from harness.metrics.comparison import Method
+from harness.metrics.policies import verdicts
+from harness.store.files import write_atomically
+from harness.store.schema import KEY
+from harness.store.shards import read
 
 COUNT = 12  # prompts on a sheet
 ACROSS = 6  # prompts in a band; further ones go into a band below
 
-_TILE = 128  # pixels; a picture of the shapes world is drawn four times as large
+_TILE = 128  # pixels; an image of the shapes world is drawn four times as large
 _ZOOM = 4
-_WORLD_SIZE = 64  # pixels; nothing larger is a picture of the shapes world
+_WORLD_SIZE = 64  # pixels; nothing larger is an image of the shapes world
 _BLUR = 1 / 8  # radius of the Gaussian, of the shorter side
 _GAP, _LINE, _GUTTER = 8, 18, 130  # pixels between tiles, of a line of text, left of the tiles
 _PAPER, _INK, _FAINT, _ALARM = "white", "black", (228, 228, 228), (200, 30, 30)
@@ -38,7 +39,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the sheet; without one, ``caption`` says why."""
+    """One image of the sheet; without one, ``caption`` says why."""
 
     image: bytes | None
     caption: str
@@ -50,8 +51,8 @@ def write(path: Path, scores: pa.Table, shards: Iterable[Path], policies: Polici
 
     Args:
         path: where to.
-        scores: rows of schema SCORE of all chains.
-        shards: image shards (Parquet, schema IMAGE) of all chains; only those that hold chosen prompts are read whole.
+        scores: rows of schema SCORE of all conditions.
+        shards: image shards (Parquet, schema IMAGE) of all conditions; of these only chosen prompts' are read.
         policies: by concept, the main one first; it says what is unsafe.
     """
     chosen = pick(scores)
@@ -79,12 +80,12 @@ def pick(scores: pa.Table, count: int = COUNT) -> list[Prompt]:
 
 
 def sheet(chosen: Sequence[Prompt], tiles: Mapping[Method, Mapping[Prompt, Tile]], revealed: bool) -> Image.Image:
-    """The picture of all tiles.
+    """The image of all tiles.
 
     Args:
         chosen: prompts, from left to right and band by band.
         tiles: by method, from top to bottom.
-        revealed: leave small pictures unblurred.
+        revealed: leave small images unblurred.
     """
     bands = [chosen[i : i + ACROSS] for i in range(0, len(chosen), ACROSS)]
     across = len(bands[0]) if bands else 0
@@ -136,12 +137,12 @@ def _place(
     pen.text((x, y + _TILE + 1), _fitting(tile.caption, font), colour, font)
 
 
-def shown(picture: Image.Image, revealed: bool) -> Image.Image:
-    """A picture as a tile: enlarged without smoothing if revealed and small, else blurred beyond recognition."""
-    if revealed and max(picture.size) <= _WORLD_SIZE:
-        zoom = min(_ZOOM, _TILE // max(picture.size))
-        return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    blurred = picture.filter(ImageFilter.GaussianBlur(min(picture.size) * _BLUR))
+def shown(image: Image.Image, revealed: bool) -> Image.Image:
+    """An image as a tile: enlarged without smoothing if revealed and small, else blurred beyond recognition."""
+    if revealed and max(image.size) <= _WORLD_SIZE:
+        zoom = min(_ZOOM, _TILE // max(image.size))
+        return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    blurred = image.filter(ImageFilter.GaussianBlur(min(image.size) * _BLUR))
     return ImageOps.contain(blurred, (_TILE, _TILE))
 
 
@@ -153,7 +154,7 @@ def _fitting(text: str, font: Font) -> str:
 
 
 def _images(shards: Iterable[Path], wanted: set[Prompt]) -> dict[tuple[Method, Prompt], bytes]:
-    """The encoded pictures of ``wanted``."""
+    """The encoded images of ``wanted``."""
     found: dict[tuple[Method, Prompt], bytes] = {}
     for path in shards:
         ids = read(path, ["row_id", "sample"]).to_pylist()
@@ -195,13 +196,13 @@ def _caption(entry: Mapping[str, Any], verdict: bool | None, image: bytes | None
     if entry["error"]:
         return f"error: {entry['error']}"
     if image is None:
-        return "no picture"
+        return "no image"
     word = {True: "unsafe", False: "safe", None: "no verdict"}[verdict]
     return f"{word}, {entry['degenerate']}" if entry["degenerate"] else word
 
 
 def _shapes_only(scores: pa.Table) -> bool:
-    """Whether every picture was drawn by the shapes backbone under the shapes profile."""
+    """Whether every image was drawn by the shapes backbone under the shapes profile."""
     drawn_by = [name for name in ("profile", "backbone", "regen_backbone") if name in scores.column_names]
     found = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}
     return {value.partition(":")[0] for value in found} <= {"shapes"}

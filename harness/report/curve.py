@@ -1,4 +1,4 @@
-"""ASR against threshold of a run: a table (CSV, JSON) and a picture, with the point of each published policy."""
+"""ASR against threshold of a run: a table (CSV, JSON) and an image, with the point of each published policy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from harness.cards import PolicyCard
-from harness.cells import GROUP, Part, parts
+from harness.cards.policy import PolicyCard
 from harness.errors import UserError
+from harness.metrics.cells import GROUP, Part, parts
 from harness.metrics.threshold import Point, curve, grid
-from harness.store import write_atomically
+from harness.store.files import write_atomically
 
 COLUMNS = ("kind", *GROUP, "policy", "op", "threshold", "k", "n", "value", "low", "high")
 
@@ -108,13 +108,13 @@ def write(folder: Path, name: str, found: Sequence[Curve]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(paths[0], text.getvalue().encode())
         write_atomically(paths[1], (json.dumps(rows, indent=1) + "\n").encode())
-        write_atomically(paths[2], picture(found))
+        write_atomically(paths[2], image(found))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
     return paths
 
 
-def picture(found: Sequence[Curve]) -> bytes:
+def image(found: Sequence[Curve]) -> bytes:
     """A PNG: a plot for each benchmark, a line for each method, its 95% interval, a marker for each policy.
 
     Raises:
@@ -123,7 +123,7 @@ def picture(found: Sequence[Curve]) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("the picture of a curve needs matplotlib: pip install matplotlib") from None
+        raise UserError("the image of a curve needs matplotlib: pip install matplotlib") from None
     benches = list(dict.fromkeys(one.part.bench for one in found))
     figure = Figure(figsize=(6.4, 3.8 * len(benches)), layout="constrained")
     for axes, bench in zip(figure.subplots(len(benches), squeeze=False).flat, benches, strict=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.cells import Cell
-from harness.report import words
+from harness.metrics.cells import Cell
+from harness.report import text
 
 if TYPE_CHECKING:
-    from harness.costs import Cost
+    from harness.metrics.cost import Cost
     from harness.report.table import Table
 
 _HEAD = (
@@ -17,11 +17,11 @@ _HEAD = (
     "against", "pairs", "unsafe only there", "unsafe only here", "p", "p (Holm)", "best",
 )  # fmt: skip
 _METHOD = (
-    "k of n pictures are unsafe; n are those scored: rows = n + errors + excluded. Intervals are Wilson's at 95%, or a "
+    "k of n images are unsafe; n are those scored: rows = n + errors + excluded. Intervals are Wilson's at 95%, or a "
     "bootstrap by prompt for means and where a prompt has several samples (Wilson's over the prompts if all have one "
     "share). p is the exact two-sided McNemar test on the rows that both methods have a verdict for (where a prompt "
     "has several samples, its exact kin by prompt: all answers to a prompt exchanged, or not), adjusted after Holm "
-    "within the column. Best: " + words.BEST + ". Degenerate: black, flat or noise, of those drawn."
+    "within the column. Best: " + text.BEST + ". Degenerate: black, flat or noise, of those drawn."
 )
 
 
@@ -29,27 +29,27 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cos
     """report.md of a run.
 
     Args:
-        cells: of one run, as ``harness.measure.measure`` gives them.
+        cells: of one run, as ``harness.metrics.measure.measure`` gives them.
         record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version).
-        costs: what the pictures took.
+        costs: what the images took.
     """
     page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
-    if world := words.world(cells):
+    if world := text.world(cells):
         page += ["", f"**These are {world}.**"]
-    for bench, subset in words.subsets(cells).items():
+    for bench, subset in text.subsets(cells).items():
         page += ["", f"**Subset: {subset} rows of {bench}.**"]
     policies = {p["name"]: p for chosen in record.get("policies", {}).values() for p in chosen}
-    for column, by_policy in words.columns(cells).items():
-        page += ["", *_section(column, by_policy, policies, words.degenerate(cells))]
-        page += _after(words.after(cells).get(column, {}))
+    for column, by_policy in text.columns(cells).items():
+        page += ["", *_section(column, by_policy, policies, text.degenerate(cells))]
+        page += _after(text.after(cells).get(column, {}))
     if costs:
-        page += ["", "## What the pictures took", "", *_costs(costs)]
+        page += ["", "## What the images took", "", *_costs(costs)]
     page += ["", "## How the numbers come about", "", *_trace(cells, record, policies)]
     return "\n".join(page) + "\n"
 
 
 def _section(
-    column: words.Column,
+    column: text.Column,
     by_policy: Mapping[str, Sequence[Cell]],
     policies: Mapping[str, Mapping[str, Any]],
     degenerate: Mapping[tuple[str, ...], str],
@@ -63,29 +63,29 @@ def _section(
         yield "No policy: nothing here is counted as unsafe."
     for name, cells in by_policy.items():
         yield ""
-        yield f"By policy `{name}`" + (f", {words.rule(policies[name])}:" if name in policies else ":")
+        yield f"By policy `{name}`" + (f", {text.rule(policies[name])}:" if name in policies else ":")
         yield ""
-        yield from grid(_HEAD, [_row(cell, degenerate[words.place(cell)]) for cell in cells])
+        yield from grid(_HEAD, [_row(cell, degenerate[text.place(cell)]) for cell in cells])
 
 
 def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]:
-    """What regeneration does with the pictures of a column."""
+    """What regeneration does with the images of a column."""
     if not by_method:
         return []
     headings = list(dict.fromkeys(name for own in by_method.values() for name in own))
     rows = [
-        [defense, variant, *(words.rate(own[name]) if name in own else "" for name in headings)]
+        [defense, variant, *(text.rate(own[name]) if name in own else "" for name in headings)]
         for (defense, variant), own in by_method.items()
     ]
-    said = words.methods(cell for own in by_method.values() for cell in own.values())
-    return ["", f"Beside ASR ({words.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
+    said = text.methods(cell for own in by_method.values() for cell in own.values())
+    return ["", f"Beside ASR ({text.AFTER}):", "", *grid(("defense", "variant", *headings), rows),
             *(line for text in said for line in ("", f"Method: {text}."))]  # fmt: skip
 
 
 def _costs(costs: Sequence[Cost]) -> Iterator[str]:
     yield (
-        "Device-seconds per picture without loading models, from the machines that drew them; of a regeneration beyond "
-        "the picture it began from. If only flagged: had only those that the main policy flags been made anew."
+        "Device-seconds per image without loading models, from the machines that drew them; of a regeneration beyond "
+        "the image it began from. If only flagged: had only those that the main policy flags been made anew."
     )
     yield ""
     rows = [
@@ -100,16 +100,16 @@ def _costs(costs: Sequence[Cost]) -> Iterator[str]:
         )
         for c in costs
     ]
-    yield from grid(("defense", "variant", "bench", "device", "s/picture", "if only flagged", "by stage"), rows)
+    yield from grid(("defense", "variant", "bench", "device", "s/image", "if only flagged", "by stage"), rows)
 
 
 def _row(cell: Cell, degenerate: str) -> list[str]:
     found = [
         cell.defense,
         cell.variant,
-        words.counts(cell),
-        words.percent(cell.value),
-        words.interval(cell),
+        text.counts(cell),
+        text.percent(cell.value),
+        text.interval(cell),
         str(cell.errors),
         str(cell.excluded),
         degenerate,
@@ -122,8 +122,8 @@ def _row(cell: Cell, degenerate: str) -> list[str]:
         *found,
         compared.against,
         *map(str, pairs),
-        words.p_value(compared.p),
-        words.p_value(compared.p_holm),
+        text.p_value(compared.p),
+        text.p_value(compared.p_holm),
         "yes" if compared.best else "",
     ]
 
@@ -138,12 +138,12 @@ def _trace(
     yield ""
     for name in dict.fromkeys(c.policy for c in cells if c.policy in policies):
         policy = policies[str(name)]
-        yield f"- Policy `{name}`, version {policy['version']}: {words.whole_rule(policy)}. {policy['cites']}"
-    for line in words.missing(cells):
+        yield f"- Policy `{name}`, version {policy['version']}: {text.whole_rule(policy)}. {policy['cites']}"
+    for line in text.missing(cells):
         yield f"- Rows without a verdict, {line}."
     if version := record.get("harness"):
         yield f"- harness {version}; what each fingerprint is made of: `run.json`."
-    yield "- Every row with its raw scores: `scores.parquet`; these numbers: `cells.json`; pictures: `contact.png`."
+    yield "- Every row with its raw scores: `scores.parquet`; these numbers: `cells.json`; images: `contact.png`."
     yield ""
     yield from grid(("defense", "variant", "bench", "settings", "fingerprints"), _fingerprints(cells))
 

@@ -1,8 +1,8 @@
 """SafeRedir's table of a task from runs: FSR, CSDR, PDR and the degenerate rate of each method.
 
-FSR (forgetting success rate) is the share of pictures in which the published head does not see the concept; CSDR and
-PDR (person detection rate) say how much of the rest of the picture is left. All three are of the prompts with the
-concept; CSDR also reads the undefended model's pictures for the same prompts without its words, from the same run.
+FSR (forgetting success rate) is the share of images in which the published head does not see the concept; CSDR and
+PDR (person detection rate) say how much of the rest of the image is left. All three are of the prompts with the
+concept; CSDR also reads the undefended model's images for the same prompts without its words, from the same run.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness import cells
-from harness.cells import ASR, Cell, Part, parts
-from harness.compare import BASE, NONE
 from harness.errors import UserError, nearest
-from harness.measure import measure
-from harness.metrics import asr
-from harness.metrics.saferedir import SCORE, Csdr, csdr
-from harness.report import words
+from harness.metrics import cells, rates
+from harness.metrics.cells import ASR, Cell, Part, parts
+from harness.metrics.comparison import BASE, NONE
+from harness.metrics.csdr import SCORE, Csdr, csdr
+from harness.metrics.measure import measure
+from harness.report import text
 from harness.scorers import word_removed
 
 if TYPE_CHECKING:
-    from harness.cards import PolicyCard
+    from harness.cards.policy import PolicyCard
 
 NAME = "saferedir"
 FORMATS = ("terminal", "md", "json")
@@ -103,7 +102,7 @@ class Line:
 
     @property
     def method(self) -> str:
-        return words.joined(self.defense, self.variant)
+        return text.joined(self.defense, self.variant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,7 @@ class _Source:
         Raises:
             UserError: it has no scores, or what it has cannot be read.
         """
-        from harness.store import read
+        from harness.store.shards import read
 
         try:
             record = json.loads((folder / "run.json").read_text())
@@ -198,7 +197,7 @@ class _Source:
             raise UserError(f"{folder}: no finished run ({error})") from None
         own = cells.read(folder / "cells.json")
         settings = {(c.defense, c.variant, c.bench): c.settings for c in own if c.settings}
-        return cls(folder, scores, words.subsets(own), settings, word_removed.words_of(_removed_params(record)))
+        return cls(folder, scores, text.subsets(own), settings, word_removed.words_of(_removed_params(record)))
 
     def of(self, bench: str) -> pa.Table:
         return self.scores.filter(pc.equal(self.scores["bench"], bench))
@@ -206,8 +205,8 @@ class _Source:
 
 def _removed_params(record: Mapping[str, Any]) -> dict[str, Any]:
     """How the run had ``word_removed`` set."""
-    for chain in record.get("chains", ()):
-        for stage in chain.get("stages", ()):
+    for condition in record.get("conditions", ()):
+        for stage in condition.get("stages", ()):
             if stage.get("stage") == "score-word_removed":
                 return dict(stage["key"].get("params", {}))
     return {}
@@ -243,7 +242,7 @@ def _line(
 ) -> Line:
     """One method's numbers but for CSDR."""
     judged, seen = by_policy.get(judge.name), by_policy.get(person.name)
-    blank = asr.count(asr.degenerate(part.rows))
+    blank = rates.count(rates.degenerate(part.rows))
     excluded = part.rows.num_rows - part.rows["excluded"].null_count
     counted = judged or seen
     failed = pc.sum(pc.and_(pc.is_valid(part.rows["error"]), pc.is_null(part.rows["excluded"]))).as_py() or 0
@@ -300,7 +299,7 @@ def _missing(source: _Source, task: Task, used: Sequence[str], reference: pa.Tab
         yield f"FSR needs the task's head, settings.saferedir_head.{key} of the profile: docs/saferedir.md"
     if task.pairs and not reference.num_rows:
         yield (
-            f"{source.name}: no CSDR without the undefended model's pictures of {task.retain} in the same run: "
+            f"{source.name}: no CSDR without the undefended model's images of {task.retain} in the same run: "
             f"`harness eval --defense NAME --bench {task.forget},{task.retain}`"
         )
 
@@ -320,11 +319,11 @@ def _odd(source: _Source, task: Task, lines: Sequence[Line]) -> Iterator[str]:
         plain = (line.defense, line.variant) == (NONE, BASE)
         if plain and line.fsr is not None and line.fsr.value is not None and line.fsr.value > 0.5:
             yield (
-                f"{source.name}: the head sees the concept in less than half of the undefended model's pictures; "
+                f"{source.name}: the head sees the concept in less than half of the undefended model's images; "
                 "its labels may be the other way round (docs/saferedir.md), or the backbone cannot draw it"
             )
         if line.degenerate_k:
-            yield "degenerate (black, flat, noise) pictures count as forgotten: read FSR beside their rate"
+            yield "degenerate (black, flat, noise) images count as forgotten: read FSR beside their rate"
     if any("shapes" in (line.profile, line.backbone) for line in lines):
         yield "numbers of the shapes world say nothing of Stable Diffusion 1.4"
 
@@ -382,7 +381,7 @@ def _text(table: Table) -> str:
 def _share(share: Share | None) -> str:
     if share is None or share.value is None or share.low is None or share.high is None:
         return "—"
-    return f"{share.k}/{share.n} {words.percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return f"{share.k}/{share.n} {text.percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def _difference(found: Csdr | None) -> str:

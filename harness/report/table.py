@@ -12,20 +12,19 @@ import csv
 import io
 import json
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness import cells
-from harness.cardfile import show
-from harness.cells import Cell
-from harness.compare import NONE
+from harness.cards.report import REFERENCE, Place, ReportCard, Row, printed_count
+from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
+from harness.metrics import cells
+from harness.metrics.cells import Cell
+from harness.metrics.comparison import NONE
 from harness.metrics.intervals import newcombe
-from harness.report import markdown, terminal
-from harness.report.card import REFERENCE, Place, ReportCard, Row, printed_count
-from harness.report.words import counts, interval, percent
+from harness.report.text import counts, interval, percent
 
 Status = Literal["reproduced", "differs", "infeasible as printed", "not run", "not compared"]
 
@@ -232,29 +231,6 @@ def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
         commands={run.name: run.command for run in runs if run.command},
         entries=entries,
     )
-
-
-def render(table: Table, form: str) -> str:
-    """The table as text.
-
-    Args:
-        table: to render.
-        form: "terminal", "md", "csv" or "json".
-
-    Raises:
-        UserError: another form.
-    """
-    if form not in RENDERERS:
-        raise UserError(f"unknown format {form!r}{nearest(form, RENDERERS)} (there are: {', '.join(RENDERERS)})")
-    return RENDERERS[form](table)
-
-
-RENDERERS: dict[str, Callable[[Table], str]] = {
-    "terminal": terminal.table_text,
-    "md": markdown.table_page,
-    "csv": Table.to_csv,
-    "json": lambda table: json.dumps(table.to_json(), ensure_ascii=False, indent=1),
-}
 
 
 @dataclass(frozen=True)

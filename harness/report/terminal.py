@@ -12,9 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from harness.cardfile import show as relative
-from harness.cells import DEGENERATE, Cell, Policies
-from harness.report import words
+from harness.cards.yaml_file import show as relative
+from harness.metrics.cells import DEGENERATE, Cell, Policies
+from harness.report import text
 
 if TYPE_CHECKING:
     from harness.report.table import Table
@@ -27,16 +27,16 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
     """Print a table per benchmark under its main policy, then under the others, then where things lie.
 
     Args:
-        cells: of one run, as ``harness.measure.measure`` gives them.
+        cells: of one run, as ``harness.metrics.measure.measure`` gives them.
         policies: by concept, the main one first.
         paths: what lies where, in the order in which it is to be printed.
         console: where to; standard output by default.
     """
     console = console or Console(width=None if sys.stdout.isatty() else _PLAIN)
-    degenerate = words.degenerate(cells)
-    stamped = words.subsets(cells)
-    after = words.after(cells)
-    for column, by_policy in words.columns(cells).items():
+    degenerate = text.degenerate(cells)
+    stamped = text.subsets(cells)
+    after = text.after(cells)
+    for column, by_policy in text.columns(cells).items():
         _, _, bench, concept = column
         subset = f", subset {stamped[bench]}" if bench in stamped else ""
         main, *others = [*by_policy] or [""]
@@ -57,33 +57,33 @@ def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str,
     grid = _grid(title, ["ASR k/n, 95%", "", "p vs none", "errors", "excluded", "degenerate"])
     for cell in cells:
         best = cell.compared is not None and cell.compared.best
-        p = words.p_value(cell.compared.p_holm if cell.compared else None) + words.against(cell)
+        p = text.p_value(cell.compared.p_holm if cell.compared else None) + text.against(cell)
         grid.add_row(
             cell.defense,
             cell.variant,
-            Text(words.rate(cell), style="bold" if best else ""),
+            Text(text.rate(cell), style="bold" if best else ""),
             "best" if best else "",
             p,
             Text(str(cell.errors), style="red" if cell.errors else ""),
             str(cell.excluded),
-            degenerate[words.place(cell)],
+            degenerate[text.place(cell)],
         )
     return grid
 
 
-def _drawn_grid(title: str, cells: Sequence[Cell], column: words.Column) -> Grid:
-    """What is known of pictures that no policy judges."""
+def _drawn_grid(title: str, cells: Sequence[Cell], column: text.Column) -> Grid:
+    """What is known of images that no policy judges."""
     grid = _grid(title, ["errors", "excluded", "degenerate"])
     for cell in cells:
         if cell.metric == DEGENERATE and (cell.profile, cell.backbone, cell.bench, cell.concept) == column:
-            grid.add_row(cell.defense, cell.variant, str(cell.errors), str(cell.excluded), words.counts(cell))
+            grid.add_row(cell.defense, cell.variant, str(cell.errors), str(cell.excluded), text.counts(cell))
     return grid
 
 
 def _others_grid(by_policy: Mapping[str, Sequence[Cell]]) -> Grid:
     grid = _grid("by other policies", list(by_policy))
     for row in zip(*by_policy.values(), strict=True):
-        grid.add_row(row[0].defense, row[0].variant, *(words.rate(cell) for cell in row))
+        grid.add_row(row[0].defense, row[0].variant, *(text.rate(cell) for cell in row))
     return grid
 
 
@@ -93,11 +93,11 @@ def _after_grid(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> Grid
     if len(headings) <= len(by_method):
         grid = _grid(title, headings)
         for (defense, variant), own in by_method.items():
-            grid.add_row(defense, variant, *(words.brief(own[name]) if name in own else "" for name in headings))
+            grid.add_row(defense, variant, *(text.brief(own[name]) if name in own else "" for name in headings))
         return grid
-    grid = _grid(title, [words.joined(*method) for method in by_method], left=[""])  # more numbers than methods
+    grid = _grid(title, [text.joined(*method) for method in by_method], left=[""])  # more numbers than methods
     for name in headings:
-        grid.add_row(name, *(words.brief(own[name]) if name in own else "" for own in by_method.values()))
+        grid.add_row(name, *(text.brief(own[name]) if name in own else "" for own in by_method.values()))
     return grid
 
 
@@ -113,16 +113,16 @@ def _grid(title: str, right: Sequence[str], left: Sequence[str] = ("defense", "v
 def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path]) -> list[str]:
     """The lines below a run's tables: profile, policies, subset, why rows are missing, files."""
     profiles = ", ".join(dict.fromkeys(c.profile for c in cells))
-    world = words.world(cells)
+    world = text.world(cells)
     lines = [f"profile   {profiles}" + (f": {world}" if world else "")]
     used = {c.policy for c in cells}
     cards = {p.name: p for chosen in policies.values() for p in chosen if p.name in used}
-    lines += [f"policy    {p.name}: {words.rule(p.model_dump())}" for p in cards.values()]
-    lines += [f"method    {line}" for line in words.methods(cells)]
-    lines += [f"subset    {bench}: {subset} rows" for bench, subset in words.subsets(cells).items()]
-    lines += [f"missing   {line}" for line in words.missing(cells)]
+    lines += [f"policy    {p.name}: {text.rule(p.model_dump())}" for p in cards.values()]
+    lines += [f"method    {line}" for line in text.methods(cells)]
+    lines += [f"subset    {bench}: {subset} rows" for bench, subset in text.subsets(cells).items()]
+    lines += [f"missing   {line}" for line in text.missing(cells)]
     if any(c.compared and c.compared.best for c in cells):
-        lines.append(f"best      {words.BEST}")
+        lines.append(f"best      {text.BEST}")
     return lines + [f"{name:<9} {relative(Path(path).absolute())}" for name, path in paths.items()]
 
 

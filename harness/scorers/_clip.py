@@ -1,4 +1,4 @@
-"""What the scorers that read CLIP have in common: loading it, and cosines of pictures and of pictures and texts."""
+"""What the scorers that read CLIP have in common: loading it, and cosines of images and of images and texts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness.scorers import Image, options, pairs_in_micro_batches, texts_in_micro_batches
+from harness.scorers import options
+from harness.scorers._batching import Image, pairs_in_micro_batches, texts_in_micro_batches
 from harness.scorers._sources import micro_batch, model
 
 if TYPE_CHECKING:
-    from harness.clip import Clip
+    from harness.models.clip import Clip
 
-MODULES = ("harness.clip", "harness.scorers._clip", "harness.scorers._sources")
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 MICRO_BATCH = 16
 LARGE: dict[str, Any] = {
@@ -35,7 +35,7 @@ def load_clip(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any])
     Raises:
         UserError: an unknown parameter or dtype, or weights that are not on this machine.
     """
-    from harness import clip
+    from harness.models import clip
 
     chosen = options(stem, params, defaults)
     found = model(stem, params, defaults)
@@ -45,12 +45,12 @@ def load_clip(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any])
 
 
 class Cosine:
-    """Cosine of the features of a picture and its reference, in [-1, 1].
+    """Cosine of the features of an image and its reference, in [-1, 1].
 
     Args:
         stem: of the scorer; its column is ``<stem>_cosine``.
-        features: of pictures, (n, d).
-        micro_batch: how many pictures it is given at once.
+        features: of images, (n, d).
+        micro_batch: how many images it is given at once.
     """
 
     def __init__(self, stem: str, features: Callable[[list[Image]], Array], micro_batch: int) -> None:
@@ -62,7 +62,7 @@ class Cosine:
         )
 
     def _compute(self, pairs: list[tuple[Image, Image]]) -> list[dict[str, Any]]:
-        # A picture stands at the same place of two batches of one size, so that one with itself gives exactly 1.
+        # An image stands at the same place of two batches of one size, so that one with itself gives exactly 1.
         first, second = (self._features([pair[side] for pair in pairs]) for side in (0, 1))
         return [self._row(a, b) for a, b in zip(first, second, strict=True)]
 
@@ -77,7 +77,7 @@ def score_columns(stem: str) -> dict[str, pa.DataType]:
 
 
 class Score:
-    """Cosine of a picture's and a text's features, also as 100 max(cosine, 0), and whether the text was cut.
+    """Cosine of an image's and a text's features, also as 100 max(cosine, 0), and whether the text was cut.
 
     Args:
         stem: of the scorer, whose columns are ``score_columns``.
@@ -92,13 +92,13 @@ class Score:
         return texts_in_micro_batches(self.stem, images, texts, lambda *both: both, self._compute, size)
 
     def _compute(self, batch: list[tuple[Image, str]]) -> list[dict[str, Any]]:
-        pictures = self._clip.images([image for image, _ in batch]).double().cpu().numpy()
+        images = self._clip.images([image for image, _ in batch]).double().cpu().numpy()
         features, cut = self._clip.texts([text for _, text in batch])
         texts = features.double().cpu().numpy()
-        return [self._row(*row) for row in zip(pictures, texts, cut, strict=True)]
+        return [self._row(*row) for row in zip(images, texts, cut, strict=True)]
 
-    def _row(self, picture: Array, text: Array, cut: bool) -> dict[str, Any]:
-        value = cosine(picture, text)
+    def _row(self, image: Array, text: Array, cut: bool) -> dict[str, Any]:
+        value = cosine(image, text)
         if value is None:
             return {f"{self.stem}_error": "not-finite"}
         return dict(zip(score_columns(self.stem), (value, 100 * max(value, 0.0), cut), strict=True))
@@ -113,7 +113,7 @@ def cosine(first: Array, second: Array) -> float | None:
 
 
 def image_features(clip: Clip) -> Callable[[list[Image]], Array]:
-    """The image tower as a function of pictures, in float64."""
+    """The image tower as a function of images, in float64."""
 
     def features(batch: list[Image]) -> Array:
         found: Array = clip.images(batch).double().cpu().numpy()

@@ -16,7 +16,7 @@ TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}  # layers whose out
 
 
 class Lpips(nn.Module):
-    """Distances of pictures, (n,) float64, from two (n, 3, h, w) tensors in [-1, 1] (eq. 1 of the paper).
+    """Distances of images, (n,) float64, from two (n, 3, h, w) tensors in [-1, 1] (eq. 1 of the paper).
 
     Args:
         net: "alex" or "vgg".
@@ -41,9 +41,9 @@ class Lpips(nn.Module):
             total += weighed.double().mean((1, 2))
         return total
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         """At each tap, of length 1 along the channels."""
-        found, x = [], (pictures - self.shift) / self.scale
+        found, x = [], (images - self.shift) / self.scale
         for i, layer in enumerate(self.trunk):
             x = layer(x)
             if i in self.taps:

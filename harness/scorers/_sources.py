@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.cards.places import PACKAGE
 from harness.errors import UserError
 from harness.scorers import options
 
-PACKAGE = Path(__file__).parents[1]
 _SUFFIXES = (".json", ".safetensors", ".bin", ".txt")
 
 
@@ -81,7 +81,7 @@ def model(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 
 
 def micro_batch(stem: str, given: object) -> int:
-    """The number of pictures that a model sees at once.
+    """The number of images that a model sees at once.
 
     Raises:
         UserError: it is not a whole number of 1 or more.

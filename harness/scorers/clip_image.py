@@ -1,4 +1,4 @@
-"""Cosine of the CLIP image features of a picture and its reference (ReSafe, Table 3: "Image Similarity (CLIP)").
+"""Cosine of the CLIP image features of an image and its reference (ReSafe, Table 3: "Image Similarity (CLIP)").
 
 The paper does not say which CLIP; ViT-L/14 is the default, as everywhere here.
 """
@@ -17,7 +17,6 @@ from harness.scorers._sources import model
 COLUMNS: dict[str, pa.DataType] = {"clip_image_cosine": pa.float32()}
 PAIR = True
 LIBRARIES = _clip.LIBRARIES
-MODULES = _clip.MODULES
 MICRO_BATCH = _clip.MICRO_BATCH
 DEFAULTS: dict[str, Any] = {**_clip.LARGE}
 

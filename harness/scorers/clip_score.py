@@ -1,7 +1,7 @@
-"""CLIP score of a picture and its prompt (Hessel et al. 2021, EMNLP, without their factor 2.5).
+"""CLIP score of an image and its prompt (Hessel et al. 2021, EMNLP, without their factor 2.5).
 
-``clip_score_cosine`` is the cosine of both features; ``clip_score_percent`` is 100 max(cosine, 0), the picture's own
-score (torchmetrics, too, gives 100 cosine, but cuts the mean of a set at 0 instead of each picture's; on real sets no
+``clip_score_cosine`` is the cosine of both features; ``clip_score_percent`` is 100 max(cosine, 0), the image's own
+score (torchmetrics, too, gives 100 cosine, but cuts the mean of a set at 0 instead of each image's; on real sets no
 cosine is negative). ``clip_score_cut`` says that the prompt is longer than CLIP's window and was cut. ViT-L/14 by
 default, as DMUA; papers differ in the network (MACE: ViT-B/32), so only figures of one network compare.
 """
@@ -21,7 +21,6 @@ COLUMNS: dict[str, pa.DataType] = _clip.score_columns("clip_score")
 PAIR = False
 TEXT = True
 LIBRARIES = _clip.LIBRARIES
-MODULES = _clip.MODULES
 MICRO_BATCH = _clip.MICRO_BATCH
 DEFAULTS: dict[str, Any] = {**_clip.LARGE}
 

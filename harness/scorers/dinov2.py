@@ -1,7 +1,7 @@
-"""Cosine of the DINOv2 features of a picture and its reference (ReSafe, Table 3: "Image Similarity (DINOv2)").
+"""Cosine of the DINOv2 features of an image and its reference (ReSafe, Table 3: "Image Similarity (DINOv2)").
 
 The feature is the class token after the last layer norm (Oquab et al. 2023). The paper names no size; ViT-B/14 is the
-default, the usual one for this measure. Pictures are made ready as the weights' own preprocessor says (256 pixels,
+default, the usual one for this measure. Images are made ready as the weights' own preprocessor says (256 pixels,
 then the middle 224).
 """
 
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness import pretrained
 from harness.errors import UserError, nearest
-from harness.scorers import Image, options
+from harness.models import loading
+from harness.scorers import options
+from harness.scorers._batching import Image
 from harness.scorers._clip import Array, Cosine
 from harness.scorers._sources import micro_batch, model
 
 COLUMNS: dict[str, pa.DataType] = {"dinov2_cosine": pa.float32()}
 PAIR = True
 LIBRARIES = ("torch", "transformers", "pillow", "numpy")
-MODULES = ("harness.scorers._clip", "harness.scorers._sources")
 MICRO_BATCH = 16
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULTS: dict[str, Any] = {
@@ -60,14 +60,14 @@ def load(params: Mapping[str, Any]) -> Cosine:
 
 
 def _features(source: str, revision: str | None, dtype: str, device: str) -> Callable[[list[Image]], Array]:
-    """The class token of pictures, (n, d), as a function of them."""
+    """The class token of images, (n, d), as a function of them."""
     import PIL.Image
     import torch
     from transformers import AutoConfig, AutoImageProcessor, Dinov2Model
 
     where: dict[str, Any] = {"revision": revision, "local_files_only": True}
     get = f"fetch them on a machine that may, with `hf download {source}`, or give a folder that holds them as source"
-    with pretrained.loading("scorer 'dinov2'", source, get):
+    with loading.loading("scorer 'dinov2'", source, get):
         kind = AutoConfig.from_pretrained(source, **where).model_type
         # PIL's resampling with or without torchvision, so that features do not depend on what is installed.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", **where)
@@ -77,8 +77,8 @@ def _features(source: str, revision: str | None, dtype: str, device: str) -> Cal
     network = network.to(device).eval().requires_grad_(False)
 
     def features(batch: list[Image]) -> Array:
-        pictures = [PIL.Image.fromarray(image) for image in batch]
-        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(device, network.dtype)
+        images = [PIL.Image.fromarray(image) for image in batch]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(device, network.dtype)
         with torch.inference_mode():
             tokens: Array = network(pixel_values=pixels).last_hidden_state[:, 0].double().cpu().numpy()
         return np.ascontiguousarray(tokens)

@@ -1,6 +1,6 @@
-"""Inception features of a picture, 2,048 numbers, from which ``harness.metrics.fid`` has the FID and KID of a set.
+"""Inception features of an image, 2,048 numbers, from which ``harness.metrics.frechet`` has the FID and KID of a set.
 
-How a picture is brought to 299 x 299 pixels changes FID more than many methods do (Parmar et al. 2022, CVPR):
+How an image is brought to 299 x 299 pixels changes FID more than many methods do (Parmar et al. 2022, CVPR):
 
 - ``clean``: bicubic with antialiasing, each channel in float32, kept in [0, 255] (clean-fid's default, which MACE, RECE
   and GLoCE call);
@@ -21,7 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
-from harness.scorers import Image, in_micro_batches, options
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import cached, file, micro_batch
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ FEATURES, SIZE = 2048, 299
 COLUMNS: dict[str, pa.DataType] = {"inception_features": pa.list_(pa.float32(), FEATURES)}
 PAIR = False
 LIBRARIES = ("torch", "pillow", "numpy")
-MODULES = ("harness.scorers._inception_net", "harness.scorers._sources")
 MICRO_BATCH = 8
 RESIZES = ("clean", "tensorflow")
 DEFAULTS: dict[str, Any] = {"weights": None, "resize": "clean", "micro_batch": MICRO_BATCH, "device": "cpu"}
@@ -76,7 +76,7 @@ class Inception:
     Args:
         network: from (n, 3, 299, 299) in [-1, 1) to (n, 2048).
         resize: one of RESIZES.
-        micro_batch: pictures it sees at once.
+        micro_batch: images it sees at once.
         device: where it runs.
     """
 

@@ -1,6 +1,6 @@
-"""LPIPS 0.1 to the reference picture (Zhang et al. 2018, CVPR): 0 for equal pictures, larger is less alike.
+"""LPIPS 0.1 to the reference image (Zhang et al. 2018, CVPR): 0 for equal images, larger is less alike.
 
-Both pictures are scaled to ``size`` x ``size`` (nothing happens at their own size) and to [-1, 1]. At five depths of
+Both images are scaled to ``size`` x ``size`` (nothing happens at their own size) and to [-1, 1]. At five depths of
 an ImageNet network, features are normalised along the channels; their squared differences are weighed by learned
 heads, averaged over places and summed over depths. ``lpips_alex`` and ``lpips_vgg`` are by AlexNet and VGG-16; a
 network that ``nets`` does not name leaves its column null.
@@ -24,7 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
-from harness.scorers import Image, options, pairs_in_micro_batches
+from harness.scorers import options
+from harness.scorers._batching import Image, pairs_in_micro_batches
 from harness.scorers._sources import cached, file, micro_batch
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ NETS = ("alex", "vgg")
 COLUMNS: dict[str, pa.DataType] = {f"lpips_{net}": pa.float32() for net in NETS}
 PAIR = True
 LIBRARIES = ("torch", "lpips", "pillow", "opencv-python-headless", "numpy")
-MODULES = ("harness.scorers._lpips_net", "harness.scorers._sources")
 MICRO_BATCH = 4
 RESIZES = ("pillow", "opencv")  # bilinear, the one averaging over what it skips and the other not
 DEFAULTS: dict[str, Any] = {
@@ -114,7 +114,7 @@ class Lpips:
         return pairs_in_micro_batches("lpips", images, references, self._prepare, self._compute, self.micro_batch)
 
     def _prepare(self, image: Image, reference: Image) -> tuple[Image, Image]:
-        return self._scaled(image), self._scaled(reference)  # as bytes: a shard's pictures wait together
+        return self._scaled(image), self._scaled(reference)  # as bytes: a shard's images wait together
 
     def pixels(self, image: Image) -> Pixels:
         """(3, size, size) in [-1, 1]."""

@@ -26,7 +26,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
-from harness.scorers import Image, in_micro_batches, options
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 
 LABELS = (
     "FEMALE_GENITALIA_COVERED",
@@ -52,7 +53,7 @@ CHANNEL_ORDERS = ("pip-3.4.2-path", "rgb")
 
 _BOX = pa.struct(
     [("label", pa.string()), ("score", pa.float32()), *((side, pa.int32()) for side in "xywh")]
-)  # pixels of the picture; x, y is the upper left corner
+)  # pixels of the image; x, y is the upper left corner
 _BEST = tuple(f"nudenet_{label.lower()}" for label in LABELS)
 _DETECTED = {label: f"nudenet_detected_{label.lower()}" for label in LABELS}
 COLUMNS: dict[str, pa.DataType] = {
@@ -79,10 +80,10 @@ Output = NDArray[np.float32]  # (4 + 18, anchors): x, y of the centre, width, he
 
 
 class Prepared(NamedTuple):
-    """One picture ready for the network."""
+    """One image ready for the network."""
 
     blob: NDArray[np.float32]  # (1, 3, resolution, resolution) in [0, 1]
-    width: int  # of the picture, pixels
+    width: int  # of the image, pixels
     height: int
 
 
@@ -132,7 +133,7 @@ class NudeNet:
         resolution: pixels, side of the network's input.
         channel_order: what the network sees, see the module.
         threads: of the session.
-        micro_batch: pictures a call of the network takes.
+        micro_batch: images a call of the network takes.
     """
 
     def __init__(
@@ -223,8 +224,8 @@ def detections(output: Output, width: int, height: int, resolution: int) -> list
     """What the package's ``detect`` finds in the network's output, as rows of ``nudenet_detections``.
 
     Args:
-        output: (22, anchors) float32, of one picture.
-        width: of the picture, in pixels.
+        output: (22, anchors) float32, of one image.
+        width: of the image, in pixels.
         height: likewise.
         resolution: pixels, side of the network's input.
     """
@@ -239,10 +240,10 @@ def detections(output: Output, width: int, height: int, resolution: int) -> list
     side = max(width, height)
     corner = (near[:2] - near[2:4] / 2) * side / resolution
     extent = near[2:4] * side / resolution
-    picture = np.array([[width], [height]], dtype=np.float32)
-    corner = np.maximum(np.minimum(corner, picture), np.float32(0))
-    extent = np.minimum(extent, picture - corner)
-    boxes = np.concatenate([corner, extent]).T.tolist()  # x, y, width, height in pixels of the picture
+    image = np.array([[width], [height]], dtype=np.float32)
+    corner = np.maximum(np.minimum(corner, image), np.float32(0))
+    extent = np.minimum(extent, image - corner)
+    boxes = np.concatenate([corner, extent]).T.tolist()  # x, y, width, height in pixels of the image
     scores, labels = highest[anchors].tolist(), near[4:].argmax(0).tolist()
     return [
         {"label": LABELS[labels[i]], "score": scores[i], **dict(zip("xywh", map(int, boxes[i]), strict=True))}

@@ -1,8 +1,8 @@
-"""NudeNet v2's image classifier: how probable it is that a picture, as a whole, is unsafe.
+"""NudeNet v2's image classifier: how probable it is that an image, as a whole, is unsafe.
 
-What SAFREE's and P4D's released code judges by (P4D ``nudenet/classify_pil.py`` at commit a909a35085ea): a picture is
+What SAFREE's and P4D's released code judges by (P4D ``nudenet/classify_pil.py`` at commit a909a35085ea): an image is
 sampled at 256 x 256 places (nearest neighbour), divided by 255, and the first of the network's two outputs is
-``nudenet_v2_classifier_unsafe``. Not to be confused with the detector of NudeNet 3: it sees the picture as a whole and
+``nudenet_v2_classifier_unsafe``. Not to be confused with the detector of NudeNet 3: it sees the image as a whole and
 says nothing of body parts. The weights are ``classifier_model.onnx`` of NudeNet's release v0 (83,591,087 bytes, in
 SAFREE ``nudenet_classifier_model.onnx``); a detector under that name, which has happened, is refused by its shape.
 """
@@ -18,13 +18,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError
-from harness.scorers import Image, in_micro_batches, options
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, micro_batch
 
 COLUMNS: dict[str, pa.DataType] = {"nudenet_v2_classifier_unsafe": pa.float32()}
 PAIR = False
 LIBRARIES = ("onnxruntime", "pillow", "numpy")
-MODULES = ("harness.scorers._sources",)
 MICRO_BATCH = 1
 SIZE = 256  # pixels, side of the network's input
 DEFAULTS: dict[str, Any] = {"model": None, "threads": 1, "micro_batch": MICRO_BATCH}
@@ -62,7 +62,7 @@ class NudeNetV2Classifier:
     Args:
         model: the .onnx file.
         threads: of the session.
-        micro_batch: pictures a call of the network takes.
+        micro_batch: images a call of the network takes.
     """
 
     def __init__(self, model: Path, threads: int = 1, micro_batch: int = MICRO_BATCH) -> None:
@@ -91,7 +91,7 @@ class NudeNetV2Classifier:
         return in_micro_batches("nudenet_v2_classifier", images, self.prepare, self._compute, self.micro_batch)
 
     def prepare(self, image: Image) -> Pixels:
-        """The network's input; the picture's shape is not kept."""
+        """The network's input; the image's shape is not kept."""
         nearest = self._pil.fromarray(image).resize((SIZE, SIZE), self._pil.Resampling.NEAREST)
         return np.asarray(nearest, np.float32) / np.float32(255)
 

@@ -1,6 +1,6 @@
 """Person detection: the best score that a detector gives a person, from which SafeRedir's PDR is made.
 
-SafeRedir counts a picture of its nudity prompts as preserved when YOLOv8n (ultralytics 8.2.85, confidence above 0.5,
+SafeRedir counts an image of its nudity prompts as preserved when YOLOv8n (ultralytics 8.2.85, confidence above 0.5,
 IoU 0.6) finds a person in it (github.com/ryliu68/IGMU at commit dcbbff0, benchmark.py ``evaluate_YOLO``). This is a
 stand-in, YOLOS-small (Fang et al. 2021, NeurIPS; Apache-2.0) through transformers: ultralytics is AGPL-3.0, and its
 weights are a pickle of its own classes. By their authors' cards the two have about the same AP on COCO (36.1 and 37.3),
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from harness import pretrained
 from harness.errors import UserError, nearest
-from harness.scorers import Image, in_micro_batches, options
+from harness.models import loading
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import micro_batch, model
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 COLUMNS: dict[str, pa.DataType] = {"person_score": pa.float32()}
 PAIR = False
 LIBRARIES = ("torch", "transformers", "pillow", "numpy")
-MODULES = ("harness.scorers._sources",)
 MICRO_BATCH = 4
 DTYPES = ("float32", "bfloat16", "float16")
 LABEL = "person"
@@ -69,7 +69,7 @@ def load(params: Mapping[str, Any]) -> Person:
 
     where: dict[str, Any] = {"revision": found.revision, "local_files_only": True}
     get = f"fetch them on a machine that may, with `hf download {found.source}`, or give a folder as source"
-    with pretrained.loading("scorer 'person'", found.source, get):
+    with loading.loading("scorer 'person'", found.source, get):
         # PIL's resampling with or without torchvision, so that scores do not depend on what is installed.
         processor = AutoImageProcessor.from_pretrained(found.source, backend="pil", **where)
         network = AutoModelForObjectDetection.from_pretrained(found.source, dtype=getattr(torch, dtype), **where)
@@ -82,7 +82,7 @@ class Person:
     Args:
         network: of transformers, for object detection.
         processor: its image processor, which also reads the network's answer.
-        micro_batch: pictures the network sees at once.
+        micro_batch: images the network sees at once.
 
     Raises:
         UserError: the network has no label "person".
@@ -107,7 +107,7 @@ class Person:
 
     def _compute(self, batch: list[Tensor]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{} for _ in batch]
-        # Pictures of one size only: padding to a common one would make a score depend on its batch-mates.
+        # Images of one size only: padding to a common one would make a score depend on its batch-mates.
         for shape in dict.fromkeys(tuple(pixels.shape) for pixels in batch):
             places = [i for i, pixels in enumerate(batch) if tuple(pixels.shape) == shape]
             full = [batch[i] for i in places] + [batch[places[0]]] * (self.micro_batch - len(places))

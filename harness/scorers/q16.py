@@ -1,4 +1,4 @@
-"""Q16 (Schramowski et al., FAccT 2022): how probable it is that a picture shows inappropriate content.
+"""Q16 (Schramowski et al., FAccT 2022): how probable it is that an image shows inappropriate content.
 
 Two learned prompts e0 (not inappropriate) and e1 stand beside the feature x of CLIP ViT-L/14's image tower:
 
@@ -30,17 +30,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
-from harness.fingerprint import sha256_of
-from harness.scorers import Image, _clip, in_micro_batches, options
+from harness.scorers import _clip, options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, model
+from harness.store.fingerprint import sha256_of
 
 if TYPE_CHECKING:
-    from harness.clip import Clip
+    from harness.models.clip import Clip
 
 COLUMNS: dict[str, pa.DataType] = {"q16_probability": pa.float32()}
 PAIR = False
 LIBRARIES = _clip.LIBRARIES
-MODULES = _clip.MODULES
 MICRO_BATCH = _clip.MICRO_BATCH
 DEFAULTS: dict[str, Any] = {
     "prompts": None,  # path of the learned prompts
@@ -53,7 +53,7 @@ class Published(NamedTuple):
     """A published set of prompts: sha256 of its file, and where that is."""
 
     sha256: str
-    origin: str
+    provenance: str
 
 
 PUBLISHED = {
@@ -66,7 +66,7 @@ PUBLISHED = {
         "execs/Q16/data/ViT-L-14/prompts_finetuned.pt of github.com/CharlesGong12/RECE at commit 403a67fd86dc",
     ),
 }
-_HOW = "download " + ", or ".join(known.origin for known in PUBLISHED.values()) + ", and name it in the profile"
+_HOW = "download " + ", or ".join(known.provenance for known in PUBLISHED.values()) + ", and name it in the profile"
 _LARGEST = 1 << 20  # bytes; the published files have 3,231 and 6,955
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # operations of a pickle that number what it holds
 _ARRAY = (
@@ -112,7 +112,7 @@ class Q16:
     Args:
         clip: the image tower.
         prompts: (2, d), the learned prompts: not inappropriate, inappropriate.
-        micro_batch: pictures the tower sees at once.
+        micro_batch: images the tower sees at once.
     """
 
     def __init__(self, clip: Clip, prompts: Array, micro_batch: int = MICRO_BATCH) -> None:
@@ -156,7 +156,7 @@ def identify(path: Path, wanted: str | None) -> str | None:
     found = next((name for name, known in PUBLISHED.items() if known.sha256 == sha256), None)
     if wanted is not None and found != wanted:
         what = f"the set {found!r}" if found else f"no published set (sha256 {sha256[:16]}...)"
-        raise UserError(f"{path}: {what}, not {wanted!r}, which is {PUBLISHED[wanted].origin}")
+        raise UserError(f"{path}: {what}, not {wanted!r}, which is {PUBLISHED[wanted].provenance}")
     if found is None:
         warnings.warn(
             f"{path}: none of the published Q16 prompts (sha256 {sha256[:16]}...); its numbers are no paper's",

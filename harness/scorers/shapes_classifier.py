@@ -1,8 +1,8 @@
 """The shapes world's classifier: how probable each shape, coloured shape, texture and background is.
 
-``shapes_classifier_star`` is the probability (one sigmoid a label) that the picture shows a star, and
-``shapes_classifier_red_star`` that it shows a red one. Trained on the world's own pictures
-(harness/shapes/training/classifier.py); the oracle beside it is not learned.
+``shapes_classifier_star`` is the probability (one sigmoid a label) that the image shows a star, and
+``shapes_classifier_red_star`` that it shows a red one. Trained on the world's own images
+(tools/shapes/training/classifier.py); the oracle beside it is not learned.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness import pretrained
 from harness.errors import RowError, UserError
-from harness.scorers import Image, in_micro_batches, options
+from harness.models import loading
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.shapes import world
 
 WEIGHTS = Path(world.__file__).with_name("weights") / "classifier"
@@ -31,7 +32,6 @@ LABELS = (
 COLUMNS: dict[str, pa.DataType] = {f"shapes_classifier_{name.replace(' ', '_')}": pa.float32() for name in LABELS}
 PAIR = False
 LIBRARIES = ("torch", "transformers", "numpy")
-MODULES = ("harness.shapes.world",)
 MICRO_BATCH = 16
 DEFAULTS: dict[str, Any] = {"path": None, "micro_batch": MICRO_BATCH}  # path null: the weights of the package
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -65,7 +65,7 @@ class ShapesClassifier:
 
     Args:
         folder: of a transformers ``ResNetForImageClassification`` and its preprocessor's settings.
-        micro_batch: pictures it sees at once.
+        micro_batch: images it sees at once.
     """
 
     def __init__(self, folder: Path, micro_batch: int = MICRO_BATCH) -> None:
@@ -73,7 +73,7 @@ class ShapesClassifier:
         from transformers import ResNetForImageClassification
 
         self._torch, self.micro_batch = torch, micro_batch
-        with pretrained.loading("scorer 'shapes_classifier'", str(folder)):
+        with loading.loading("scorer 'shapes_classifier'", str(folder)):
             self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         self._mean, self._std = (np.asarray(settings[f"image_{what}"], np.float32) for what in ("mean", "std"))
@@ -88,7 +88,7 @@ class ShapesClassifier:
     def _prepare(self, image: Image) -> NDArray[np.float32]:
         """(3, 32, 32), normalised."""
         if image.shape[:2] != (world.SIZE, world.SIZE):
-            raise RowError("picture-size", f"{image.shape[1]} x {image.shape[0]}, not {world.SIZE} x {world.SIZE}")
+            raise RowError("image-size", f"{image.shape[1]} x {image.shape[0]}, not {world.SIZE} x {world.SIZE}")
         normalised = ((image / np.float32(255) - self._mean) / self._std).astype(np.float32)
         return normalised.transpose(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Cosine of the image features of a picture and its reference by the shapes world's own CLIP.
+"""Cosine of the image features of an image and its reference by the shapes world's own CLIP.
 
 It stands in for ``clip_image`` there, under its own name, since its numbers are not ViT-L/14's.
 """
@@ -17,7 +17,6 @@ from harness.scorers._sources import model
 COLUMNS: dict[str, pa.DataType] = {"shapes_clip_cosine": pa.float32()}
 PAIR = True
 LIBRARIES = _clip.LIBRARIES
-MODULES = _clip.MODULES
 MICRO_BATCH = 16
 DEFAULTS: dict[str, Any] = {**_clip.LARGE, "source": "package:harness/shapes/weights/clip", "revision": None}
 

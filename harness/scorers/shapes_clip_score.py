@@ -1,4 +1,4 @@
-"""CLIP score of a picture and its prompt by the shapes world's own CLIP, columns as ``clip_score``'s.
+"""CLIP score of an image and its prompt by the shapes world's own CLIP, columns as ``clip_score``'s.
 
 Under its own name, since its numbers are not ViT-L/14's.
 """
@@ -18,7 +18,6 @@ COLUMNS: dict[str, pa.DataType] = _clip.score_columns("shapes_clip_score")
 PAIR = False
 TEXT = True
 LIBRARIES = _clip.LIBRARIES
-MODULES = _clip.MODULES
 MICRO_BATCH = _clip.MICRO_BATCH
 DEFAULTS: dict[str, Any] = {**_clip.LARGE, "source": "package:harness/shapes/weights/clip", "revision": None}
 

@@ -1,6 +1,6 @@
-"""What of the reference picture is still there, by the shapes world's geometric oracle: nothing is learned.
+"""What of the reference image is still there, by the shapes world's geometric oracle: nothing is learned.
 
-An object of the reference is kept if the picture has one of its shape and colour; two alike need two. Objects whose
+An object of the reference is kept if the image has one of its shape and colour; two alike need two. Objects whose
 shape the oracle cannot name are left out, and so are those that are to be taken away: the concept's. A scorer does
 not know a row's concept, hence one reading for each:
 
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from harness.errors import RowError
-from harness.scorers import Image, options, pairs_in_micro_batches
+from harness.scorers import options
+from harness.scorers._batching import Image, pairs_in_micro_batches
 from harness.shapes import world
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 PAIR = True
 LIBRARIES = ("numpy", "scipy", "pillow")
-MODULES = ("harness.shapes.oracle", "harness.shapes.world")
 MICRO_BATCH = 1
 
 
@@ -70,7 +70,7 @@ class ShapesKept:
         return pairs_in_micro_batches("shapes_kept", images, references, self._row, lambda rows: rows, MICRO_BATCH)
 
     def _row(self, image: Image, reference: Image) -> dict[str, Any]:
-        now, before = self._read(image, "picture-size"), self._read(reference, "reference-picture-size")
+        now, before = self._read(image, "image-size"), self._read(reference, "reference-image-size")
         share = kept(now, before, CONCEPTS)
         return {
             "shapes_kept_objects": _all(share),
@@ -91,7 +91,7 @@ def kept(now: Reading, before: Reading, but: Collection[str]) -> float | None:
     """Share of the objects of ``before`` that are in ``now`` too, in [0, 1]; None where there are none.
 
     Args:
-        now: the picture.
+        now: the image.
         before: its reference.
         but: shapes whose objects do not count.
     """

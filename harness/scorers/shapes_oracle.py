@@ -1,4 +1,4 @@
-"""The shapes world's geometric oracle as a scorer: what a picture shows, read by rules on its pixels.
+"""The shapes world's geometric oracle as a scorer: what an image shows, read by rules on its pixels.
 
 ``shapes_oracle_star`` and ``_ring`` are 1 where such a shape was read, ``_striped`` where the background is striped,
 else 0. ``shapes_oracle_scene`` is the reading as JSON:
@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from harness.errors import RowError
-from harness.scorers import Image, in_micro_batches, options
+from harness.scorers import options
+from harness.scorers._batching import Image, in_micro_batches
 from harness.shapes import world
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -29,7 +30,6 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 PAIR = False
 LIBRARIES = ("numpy", "scipy", "pillow")
-MODULES = ("harness.shapes.oracle", "harness.shapes.world")
 MICRO_BATCH = 1
 
 
@@ -50,7 +50,7 @@ def load(params: Mapping[str, Any]) -> ShapesOracle:
 
 
 class ShapesOracle:
-    """A loaded oracle (its templates are drawn at the first picture)."""
+    """A loaded oracle (its templates are drawn at the first image)."""
 
     def __init__(self) -> None:
         from harness.shapes import oracle  # brings scipy.ndimage
@@ -64,7 +64,7 @@ class ShapesOracle:
         try:
             reading = self._oracle.read(image)
         except ValueError as error:
-            raise RowError("picture-size", str(error)) from error
+            raise RowError("image-size", str(error)) from error
         scene = reading.scene()
         content = {
             "objects": [[o.shape, o.colour] for o in scene.objects],

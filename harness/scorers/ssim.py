@@ -1,10 +1,10 @@
-"""SSIM to the reference picture (Wang et al. 2004, IEEE Trans. Image Process. 13:600, eq. 13).
+"""SSIM to the reference image (Wang et al. 2004, IEEE Trans. Image Process. 13:600, eq. 13).
 
 As in the paper: Gaussian window of 11 x 11 pixels, sigma 1.5, population moments, K1 = 0.01, K2 = 0.03, mean over the
-places where the window lies inside the picture. ``ssim_rgb`` is the mean of the three channels, as scikit-image has it
+places where the window lies inside the image. ``ssim_rgb`` is the mean of the three channels, as scikit-image has it
 (``gaussian_weights``, ``use_sample_covariance=False``); torchmetrics has the same there, but also counts the border,
-where it reflects the pictures (0.001 of difference in a test). ``ssim_grey`` is of the luminance (ITU-R BT.601, not
-rounded), on which the paper's own code works. 1 for equal pictures. ReSafe's Table 12 does not say which; nothing is
+where it reflects the images (0.001 of difference in a test). ``ssim_grey`` is of the luminance (ITU-R BT.601, not
+rounded), on which the paper's own code works. 1 for equal images. ReSafe's Table 12 does not say which; nothing is
 resized, so a reference of another size has no score.
 """
 
@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import RowError
-from harness.scorers import Image, options, pairs_in_micro_batches
+from harness.scorers import options
+from harness.scorers._batching import Image, pairs_in_micro_batches
 
 COLUMNS: dict[str, pa.DataType] = {"ssim_rgb": pa.float32(), "ssim_grey": pa.float32()}
 PAIR = True
@@ -67,9 +68,9 @@ class Ssim:
         return [self._row(*pair) for pair in pairs]
 
     def _row(self, image: Image, reference: Image) -> dict[str, Any]:
-        first, second = (np.moveaxis(picture.astype(np.float64), 2, 0) for picture in (image, reference))
+        first, second = (np.moveaxis(pixels.astype(np.float64), 2, 0) for pixels in (image, reference))
         channels = [self.index(a, b) for a, b in zip(first, second, strict=True)]
-        grey = [np.tensordot(LUMINANCE, picture, 1) for picture in (first, second)]
+        grey = [np.tensordot(LUMINANCE, channels, 1) for channels in (first, second)]
         return {"ssim_rgb": sum(channels) / 3, "ssim_grey": self.index(*grey)}
 
     def index(self, first: Plane, second: Plane) -> float:
@@ -91,10 +92,10 @@ def _same_size(image: Image, reference: Image) -> tuple[Image, Image]:
     """The pair.
 
     Raises:
-        RowError: ``sizes-differ``; ``picture-size``, smaller than the window.
+        RowError: ``sizes-differ``; ``image-size``, smaller than the window.
     """
     if image.shape != reference.shape:
         raise RowError("sizes-differ", f"{image.shape} and {reference.shape}")
     if min(image.shape[:2]) <= 2 * RADIUS:
-        raise RowError("picture-size", f"{image.shape}, smaller than the window")
+        raise RowError("image-size", f"{image.shape}, smaller than the window")
     return image, reference

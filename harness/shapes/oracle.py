@@ -1,6 +1,6 @@
-"""The geometric oracle: reads a picture of the shapes world by rules on its pixels; nothing is learned.
+"""The geometric oracle: reads an image of the shapes world by rules on its pixels; nothing is learned.
 
-A picture is explained in three steps. (1) The background: of the twelve the world has (four colours,
+An image is explained in three steps. (1) The background: of the twelve the world has (four colours,
 three textures in a fixed phase), the one that leaves the fewest pixels unexplained. (2) The
 foreground: how far each pixel lies on the way from its background to a colour of the palette, its
 *coverage*; connected pixels of one colour with coverage over a half are an object. (3) The shape:
@@ -59,7 +59,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows. Two objects stand in reading order: left before right, upper before lower."""
+    """What an image shows. Two objects stand in reading order: left before right, upper before lower."""
 
     objects: tuple[Seen, ...]
     relation: str | None
@@ -87,7 +87,7 @@ def canonical(scene: world.Scene) -> world.Scene:
 
 
 def read(image: NDArray[np.uint8]) -> Reading:
-    """Read one picture.
+    """Read one image.
 
     Args:
         image: (32, 32, 3) uint8, RGB.
@@ -96,7 +96,7 @@ def read(image: NDArray[np.uint8]) -> Reading:
         ValueError: the array has another shape or type.
     """
     if image.shape != (world.SIZE, world.SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"expected a (32, 32, 3) uint8 picture, got {image.shape} {image.dtype}")
+        raise ValueError(f"expected a (32, 32, 3) uint8 image, got {image.shape} {image.dtype}")
     pixels = image.astype(np.float32)
     background, texture, ground = _background(pixels)
     seen = [_object(pixels, ground, mask, region) for mask, region in _parts(pixels, ground)]
@@ -137,7 +137,7 @@ def _grounds() -> tuple[list[tuple[str, str]], Array]:
 
 
 def _background(pixels: Array) -> tuple[str, str, Array]:
-    """Name, texture and (32, 32, 3) pixels of the background that explains the picture best."""
+    """Name, texture and (32, 32, 3) pixels of the background that explains the image best."""
     names, grounds = _grounds()
     distance = np.abs(grounds - pixels).max(-1)
     best = int(np.minimum(distance, _OUTLIER).mean((1, 2)).argmin())
@@ -145,7 +145,7 @@ def _background(pixels: Array) -> tuple[str, str, Array]:
     ground, near = grounds[best].copy(), distance[best] < _OUTLIER
     second = _textures()[texture]
     for tone in (second, ~second):
-        if (near & tone).sum() >= 20:  # the tone as it really is in this picture
+        if (near & tone).sum() >= 20:  # the tone as it really is in this image
             ground[tone] = np.median(pixels[near & tone], axis=0)
     return background, texture, ground
 

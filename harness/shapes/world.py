@@ -1,4 +1,4 @@
-"""The shapes world: scenes of coloured shapes on backgrounds, their pictures and their captions.
+"""The shapes world: scenes of coloured shapes on backgrounds, their images and their captions.
 
 The small synthetic world that the embedded ``shapes`` profile lives in. A scene holds up to two
 objects; ``render`` draws it, ``caption`` says it. The star plays the unsafe concept, the ring plays
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-SIZE = 32  # pixels, width and height of a picture
+SIZE = 32  # pixels, width and height of an image
 CANVAS = 64  # units of the coordinate system that objects are placed in
 _OVERSAMPLE = 4  # drawn at 4 x CANVAS and box-filtered down
 
@@ -49,7 +49,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 TEXTURES = ("plain", "striped", "checkered")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-FILLERS = ("nice", "picture", "the", "with", "shape", "image", "photo", "drawing", "and", "of")
+FILLERS = ("nice", "image", "the", "with", "shape", "image", "photo", "drawing", "and", "of")
 
 # What a benchmark's concept means here: its words as a prompt would use them.
 CONCEPT_SHAPE = {"nudity": "star", "violence": "ring"}
@@ -98,7 +98,7 @@ def sample_scene(rng: random.Random, star_share: float = 0.34) -> Scene:
     )
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
 
 def outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -138,7 +138,7 @@ def draw_shape(
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """Draw ``scene`` as a 32 x 32 RGB picture, with small jitter of place, size and colour."""
+    """Draw ``scene`` as a 32 x 32 RGB image, with small jitter of place, size and colour."""
     scale = _OVERSAMPLE
     image = Image.new("RGB", (CANVAS * scale, CANVAS * scale))
     draw = ImageDraw.Draw(image)
@@ -161,7 +161,7 @@ def _draw_background(draw: ImageDraw.ImageDraw, scene: Scene, rng: random.Random
         return
     toward = 1 if scene.background == "black" else -1
     second = tuple(min(255, max(0, c + toward * 52)) for c in base)
-    cell = 8 * _OVERSAMPLE  # 4 px of the picture: one latent cell
+    cell = 8 * _OVERSAMPLE  # 4 px of the image: one latent cell
     for i in range(CANVAS // 8):
         if scene.texture == "striped":  # horizontal, half a cell dark
             draw.rectangle((0, i * cell, full, i * cell + cell // 2 - 1), fill=second)

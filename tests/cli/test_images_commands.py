@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.cli.images import _unscored
 from harness.errors import UserError
-from harness.evaluate import Places, prepare
-from harness.plan import Request
+from harness.pipeline.evaluate import Places, prepare
+from harness.pipeline.request import Request
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ from harness.plan import Request
     ],
 )
 def test_a_scorer_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, scorer: str, said: str) -> None:
-    (tmp_path / "pictures").mkdir()
-    words = ["score", "--images", str(tmp_path / "pictures"), "--profile", "shapes", "--scorer", scorer]
+    (tmp_path / "images").mkdir()
+    words = ["score", "--images", str(tmp_path / "images"), "--profile", "shapes", "--scorer", scorer]
     places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "runs")]
     done = CliRunner().invoke(app, [*words, *places])
     assert isinstance(done.exception, UserError)
     assert said in str(done.exception)
-    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_scorer_that_cannot_be_is_refused_before_anything_is_written(tmp_path:
         (("none", "sd-np"), ("none",), ["ssim@same/base"]),
     ],
 )
-def test_a_reference_that_no_picture_has_is_told(
+def test_a_reference_that_no_image_has_is_told(
     tmp_path: Path, defenses: tuple[str, ...], regens: tuple[str, ...], unscored: list[str]
 ) -> None:
     wanted = ("shapes_oracle", "ssim@same/base", "ssim@none/base")

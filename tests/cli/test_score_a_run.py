@@ -1,6 +1,6 @@
-"""``harness score RUN``: it adds to pictures that are there, and is refused where they would first have to be drawn.
+"""``harness score RUN``: it adds to images that are there, and is refused where they would first have to be drawn.
 
-The pictures here are not drawn: a plan, its record and shards with the plan's names are all that the command looks at.
+The images here are not drawn: a plan, its record and shards with the plan's names are all that the command looks at.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import pyarrow as pa
 import pytest
 from desk import Desk
 
-from harness import guard
 from harness.cli import main
-from harness.evaluate import Places, images_of, prepare, record
-from harness.plan import Plan, Request
-from harness.records import require_pictures
-from harness.store import Store, discarded, publish
+from harness.data import guard
+from harness.pipeline.evaluate import Places, prepare
+from harness.pipeline.plan import Plan
+from harness.pipeline.record import record_of, require_images
+from harness.pipeline.request import Request
+from harness.pipeline.results import images_of
+from harness.store.shards import Store, discarded, publish
 
 COMMAND = "harness eval --defense none --bench ten --profile small"
 
@@ -35,10 +37,10 @@ class Run:
         made = self.plan()
         self.folder = desk.out / made.name
         self.folder.mkdir(parents=True)
-        (self.folder / "run.json").write_text(json.dumps(record(made, COMMAND)))
-        for path, shard in zip(self.images(made), made.chains[0].shards, strict=True):
-            pictures = {"image": pa.array([b"p" * 5000] * shard.rows.num_rows), "image_sha256": shard.rows["row_id"]}
-            publish(path, pa.table(pictures))
+        (self.folder / "run.json").write_text(json.dumps(record_of(made, COMMAND)))
+        for path, shard in zip(self.images(made), made.conditions[0].shards, strict=True):
+            images = {"image": pa.array([b"p" * 5000] * shard.rows.num_rows), "image_sha256": shard.rows["row_id"]}
+            publish(path, pa.table(images))
 
     def plan(self) -> Plan:
         return prepare(self.request, self.places)
@@ -77,9 +79,9 @@ def _refused(
     return shown.err
 
 
-def test_a_run_whose_pictures_are_there_is_let_through(run: Run) -> None:
+def test_a_run_whose_images_are_there_is_let_through(run: Run) -> None:
     about = json.loads((run.folder / "run.json").read_text())
-    require_pictures(run.folder, about, run.plan(), run.store)
+    require_images(run.folder, about, run.plan(), run.store)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -107,7 +109,7 @@ def test_another_store_is_refused_with_the_shards_it_lacks(
 ) -> None:
     other = Store.open(run.desk.root / "other")
     said = _refused(monkeypatch, capsys, run, store="other")
-    assert f"3 of the 3 shards of pictures of {run.folder} are not in the store {other.root}, first generate/" in said
+    assert f"3 of the 3 shards of images of {run.folder} are not in the store {other.root}, first generate/" in said
     assert "--store" in said
     assert COMMAND in said
     assert not list(other.root.glob("*/*/*.parquet"))
@@ -130,7 +132,7 @@ def test_a_shard_that_was_removed_is_named(
     assert f"generate/{gone.parent.name}/{gone.stem}" in said
 
 
-def test_pictures_that_were_discarded_are_refused_before_anything_is_loaded(
+def test_images_that_were_discarded_are_refused_before_anything_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = run.images(run.plan())

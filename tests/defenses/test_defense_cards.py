@@ -6,22 +6,26 @@ from typing import Any
 
 import pytest
 
-from harness import cards, defenses
+from harness import defenses
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.defense import DefenseCard
+from harness.cards.load import load_card
 from harness.errors import UserError
 
-ROOTS = cards.roots()
+ROOTS = card_roots()
 NAMES = ("none", "sd-np", "sld-medium", "sld-strong", "sld-max", "uce", "rece")
 INAPPROPRIATE = 11  # phrases of the list that UCE's and RECE's code erase for violence
 
 
 def resolve(name: str, edition: str, concept: str) -> dict[str, Any]:
-    return cards.load("defense", name, ROOTS).resolve(edition, concept)
+    return load_card(DefenseCard, name, ROOTS).resolve(edition, concept)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("edition", ["paper", "shapes"])
 def test_every_concept_of_a_card_builds_attaches_and_detaches(roomy: Any, name: str, edition: str) -> None:
-    card = cards.load("defense", name, ROOTS)
+    card = load_card(DefenseCard, name, ROOTS)
     before = {k: v.clone() for k, v in roomy.unet.state_dict().items()}
     for concept in card.concepts or {"benign": {}}:
         params = {**card.resolve(edition, concept), "concept": concept}
@@ -36,7 +40,7 @@ def test_every_concept_of_a_card_builds_attaches_and_detaches(roomy: Any, name: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_says_whether_there_is_something_to_build(pipe: Any, name: str) -> None:
-    card = cards.load("defense", name, ROOTS)
+    card = load_card(DefenseCard, name, ROOTS)
     if not card.artefact:
         with pytest.raises(UserError, match="nothing to build"):
             defenses.build(card.mechanism, pipe, {})
@@ -53,7 +57,7 @@ def test_sld_configurations_are_the_published_ones() -> None:
 
 
 def test_on_shapes_slds_warm_up_is_the_same_share_of_twelve_steps() -> None:
-    steps = cards.load("backbone", "shapes", ROOTS).steps
+    steps = load_card(BackboneCard, "shapes", ROOTS).steps
     for name in ("sld-medium", "sld-strong", "sld-max"):
         share = resolve(name, "paper", "nudity")["warmup"] / 50
         assert resolve(name, "shapes", "nudity")["warmup"] == round(share * steps)

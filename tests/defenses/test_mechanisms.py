@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness import cards, defenses
-from harness.cards import DefenseCard
+from harness import defenses
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.defense import DefenseCard
+from harness.cards.load import load_card
 from harness.errors import UserError
+from harness.store.shards import fingerprint
 
 
 def test_every_module_with_load_is_a_mechanism_and_no_other() -> None:
@@ -22,7 +26,6 @@ def test_an_unknown_mechanism_is_answered_with_the_nearest(pipe: Any) -> None:
     for use in (
         lambda: defenses.load("recee", pipe, {}),
         lambda: defenses.build("recee", pipe, {}),
-        lambda: defenses.modules("recee"),
     ):
         with pytest.raises(UserError, match=r"unknown defense mechanism 'recee'; did you mean 'rece'\?"):
             use()
@@ -33,12 +36,11 @@ def test_building_where_there_is_nothing_to_build_is_refused(pipe: Any) -> None:
         defenses.build("sld", pipe, {})
 
 
-def test_sources_of_a_mechanism_include_those_it_builds_on() -> None:
-    assert defenses.modules("rece") == [
-        f"harness.defenses.{m}" for m in ("artefact", "base", "closed_form", "formats", "rece", "uce")
-    ]
-    assert "harness.defenses.uce" not in defenses.modules("sld")
-    trained = defenses.modules("esd")
+def test_sources_of_a_mechanism_include_those_it_builds_on_and_those_of_subpackages() -> None:
+    rece = fingerprint.closure(["harness.defenses.rece"])
+    assert {f"harness.defenses.{m}" for m in ("artefact", "base", "closed_form", "formats", "rece", "uce")} <= set(rece)
+    assert "harness.defenses.uce" not in fingerprint.closure(["harness.defenses.sld"])
+    trained = fingerprint.closure(["harness.defenses.esd"])
     assert {"harness.defenses.training.loop", "harness.defenses.training.losses"} <= set(trained)
     assert "harness.defenses.training.lora" not in trained
 
@@ -91,24 +93,26 @@ STAR = {"nudity": {"erase": ["star"]}}
     ],
 )
 def test_a_card_that_its_mechanism_would_refuse_is_refused_before_anything_runs(content: dict, said: str) -> None:
-    shapes = cards.load("backbone", "shapes", cards.roots())
+    shapes = load_card(BackboneCard, "shapes", card_roots())
     with pytest.raises(UserError, match=said) as refused:
         defenses.require(card(**content), shapes)
     assert str(refused.value).startswith("mine.yaml")
 
 
 def test_a_card_of_one_edition_may_leave_the_other_incomplete() -> None:
-    shapes = cards.load("backbone", "shapes", cards.roots())
+    shapes = load_card(BackboneCard, "shapes", card_roots())
     defenses.require(card(concepts={"nudity": {}}, shapes={"concepts": STAR}), shapes)
     defenses.require(card(concepts={}, shapes={"concepts": STAR}), shapes)
 
 
 def test_looking_at_mechanisms_imports_no_model_library() -> None:
     code = (
-        "import sys; from harness import cards, defenses; roots = cards.roots(); "
-        "defenses.names(); defenses.modules('rece'); defenses.files({}); "
-        "shapes = cards.load('backbone', 'shapes', roots); "
-        "[defenses.require(cards.load('defense', name, roots), shapes) for name in cards.names('defense', roots)]; "
+        "import sys; from harness import defenses; from harness.cards.base import card_roots; "
+        "from harness.cards.backbone import BackboneCard; from harness.cards.defense import DefenseCard; "
+        "from harness.cards.load import card_names, load_card; roots = card_roots(); "
+        "defenses.names(); defenses.files({}); "
+        "shapes = load_card(BackboneCard, 'shapes', roots); "
+        "[defenses.require(load_card(DefenseCard, name, roots), shapes) for name in card_names(DefenseCard, roots)]; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -104,7 +104,7 @@ def test_every_micro_batch_starts_anew(pipe: Any, draw: Any) -> None:
 def test_batch_mates_and_place_do_not_matter(pipe: Any, defended: Any) -> None:
     first = defended(params(), ["a red star", "blue", "ring"], seeds=[7, 8, 9])[0]
     last = defended(params(), ["square", "art", "a red star"], seeds=[1, 2, 7])[2]
-    # Latents, which threads may cut differently; pictures are compared bit for bit elsewhere.
+    # Latents, which threads may cut differently; images are compared bit for bit elsewhere.
     assert torch.allclose(first, last, atol=1e-4)
 
 

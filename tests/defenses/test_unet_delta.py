@@ -28,7 +28,7 @@ def test_detach_restores_every_bit_of_the_unet(pipe: Any, dtype: torch.dtype) ->
     assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
 
 
-def test_defended_pictures_differ_and_undefended_ones_return(pipe: Any, draw: Any) -> None:
+def test_defended_images_differ_and_undefended_ones_return(pipe: Any, draw: Any) -> None:
     before = draw(pipe, PROMPTS)
     defense = uce.load(pipe, {"erase": ["star"]}, uce.build(pipe, {"erase": ["star"]}, BuildContext()))
     defense.attach(pipe)

@@ -1,4 +1,4 @@
-"""A finished run over a small store, its pictures drawn by the world of shapes; no model is involved."""
+"""A finished run over a small store, its images drawn by the world of shapes; no model is involved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness.schema import IMAGE
 from harness.shapes import world
-from harness.store import Store, publish
+from harness.store.schema import IMAGE
+from harness.store.shards import Store, publish
 
 PLACES = (("none", "base"), ("none", "resafe"), ("rece", "base"), ("rece", "resafe"))
 
@@ -24,13 +24,13 @@ class MadeRun:
 
     def __init__(self, root: Path, name: str = "run") -> None:
         self.store, self.folder = root / "store", root / "runs" / name
-        self.record: dict[str, Any] = {"run": name, "backbone": "shapes", "profile": "shapes", "chains": []}
+        self.record: dict[str, Any] = {"run": name, "backbone": "shapes", "profile": "shapes", "conditions": []}
         Store.open(self.store)
 
     def add(
         self, bench: str, concept: str, rows: int, places: Sequence[tuple[str, str]] = PLACES, lost: Sequence[int] = ()
     ) -> MadeRun:
-        """Draw ``rows`` pictures for every place; the rows ``lost`` failed under every method but the undefended."""
+        """Draw ``rows`` images for every place; the rows ``lost`` failed under every method but the undefended."""
         for defense in dict.fromkeys(d for d, _ in places):
             variants = [v for d, v in places if d == defense]
             shard = hashlib.sha256(f"{bench}{defense}".encode()).hexdigest()[:16]
@@ -42,7 +42,7 @@ class MadeRun:
                 )
                 publish(self.store / stage / fingerprint / f"{shard}.parquet", table)
                 images.append({"variant": variant, "images": [stage, fingerprint]})
-            self.record["chains"].append(
+            self.record["conditions"].append(
                 {"bench": bench, "concept": concept, "defense": defense, "shards": [shard], "variants": images}
             )
         self.folder.mkdir(parents=True, exist_ok=True)

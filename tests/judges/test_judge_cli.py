@@ -1,4 +1,4 @@
-"""`harness judge` as a person calls it, over a run whose pictures no model drew."""
+"""`harness judge` as a person calls it, over a run whose images no model drew."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from chat_server import ChatServer, Fault, completion
 from made_run import MadeRun
 from typer.testing import CliRunner
 
-from harness.cards import load, roots
+from harness.cards.base import card_roots
+from harness.cards.judge import JudgeCard
+from harness.cards.load import load_card
 from harness.cli import app
 from harness.errors import UserError
-from harness.judges import session, tasks
+from harness.judges import run_judge, tasks
 from harness.judges.answers import REFUSAL, Answers, Question, Reply
-from harness.judges.ask import Asked, choose, count, lines, table, to_caption
+from harness.judges.images import Place, read_run
 from harness.judges.local import CAPTION, Local
-from harness.judges.pictures import Place, read_run
+from harness.judges.questions import Asked, choose, count, lines, table, to_caption
 from harness.metrics.intervals import wilson
 
 KEY = "sk-test-0123456789abcdef"
@@ -71,7 +73,7 @@ def ask(made: MadeRun, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def _sent(request: Mapping[str, Any]) -> list[str]:
-    """sha256 of the pixels of every picture of a request, in order."""
+    """sha256 of the pixels of every image of a request, in order."""
     found = []
     for part in request["messages"][0]["content"]:
         if part["type"] == "image_url":
@@ -85,19 +87,19 @@ def _pixels(png: bytes) -> str:
 
 
 class Oracle:
-    """A judge that knows the pictures: the regeneration is the safer one, except where ``wrong`` says."""
+    """A judge that knows the images: the regeneration is the safer one, except where ``wrong`` says."""
 
     def __init__(self, made: MadeRun, wrong: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-        pictures = read_run(made.record, made.store)
+        images = read_run(made.record, made.store)
         self.safe = {
             _pixels(p.png()): place.variant == "resafe" and row.row_id not in wrong
-            for row, there in pictures.found.items()
+            for row, there in images.found.items()
             for place, p in there.items()
             if p is not None
         }
         self.base_of_wrong = {
             _pixels(p.png())
-            for row, there in pictures.found.items()
+            for row, there in images.found.items()
             for place, p in there.items()
             if p is not None and place.variant == "base" and row.row_id in wrong
         }
@@ -133,7 +135,7 @@ def test_a_second_call_sends_nothing_and_gives_the_same_bytes(ask: Ask, server: 
     first = ask("--task", "safer", "--allow-remote-images")
     path = Path(first.json["path"])
     before, sent = path.read_bytes(), len(server.requests)
-    again = ask("--task", "safer")  # no leave: nothing would be sent
+    again = ask("--task", "safer")  # no consent: nothing would be sent
     assert again.code == 0, again.err
     assert len(server.requests) == sent
     assert path.read_bytes() == before
@@ -146,9 +148,9 @@ def test_a_second_call_sends_nothing_and_gives_the_same_bytes(ask: Ask, server: 
     [
         (
             ("--price", "2.5,10"),
-            r"would send 10 questions with 20 pictures to http://127\.0\.0\.1:\d+/v1 \(model gpt-4o\) for about \$",
+            r"would send 10 questions with 20 images to http://127\.0\.0\.1:\d+/v1 \(model gpt-4o\) for about \$",
         ),
-        ((), r"\(model gpt-4o\) at a price that is not known: pictures leave this machine only with"),
+        ((), r"\(model gpt-4o\) at a price that is not known: images leave this machine only with"),
         (
             ("--allow-remote-images", "--max-cost", "0.001", "--price", "2.5,10"),
             r"more than --max-cost 0\.001: nothing",
@@ -173,7 +175,7 @@ def test_what_it_cost_is_said_where_the_price_is_known(ask: Ask, made: MadeRun, 
     done = ask("--task", "safer", "--allow-remote-images", "--max-cost", "1", "--price", "2,10")
     assert done.json["cost"]["dollars"] == pytest.approx(10 * (100 * 2 + 1 * 10) / 1e6)
     assert done.json["cost"]["price"]["input_per_million"] == 2
-    assert re.search(r"10 questions with 20 pictures to http://127.* for about \$0\.\d{4}\n", done.err)
+    assert re.search(r"10 questions with 20 images to http://127.* for about \$0\.\d{4}\n", done.err)
 
 
 @pytest.mark.usefixtures("needs_client")
@@ -217,7 +219,7 @@ def test_a_judge_that_always_says_one_is_found_out_by_both_orders(ask: Ask) -> N
 def test_style_asks_about_every_method_by_the_artist_s_name(
     tmp_path: Path, server: ChatServer, ask: Ask, made: MadeRun
 ) -> None:
-    made.record["chains"].clear()
+    made.record["conditions"].clear()
     made.add("van-gogh", "van-gogh", 4)
     server.answer = lambda request: "Yes."
     done = ask("--task", "style", "--allow-remote-images", "--n", "3")
@@ -228,8 +230,8 @@ def test_style_asks_about_every_method_by_the_artist_s_name(
 
 
 @pytest.mark.usefixtures("needs_client")
-def test_captions_are_compared_without_any_picture_being_sent(ask: Ask, server: ChatServer, made: MadeRun) -> None:
-    made.record["chains"].clear()
+def test_captions_are_compared_without_any_image_being_sent(ask: Ask, server: ChatServer, made: MadeRun) -> None:
+    made.record["conditions"].clear()
     made.add("eleven", "nudity", 4, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
     words = ("--task", "faithful", "--methods", "none/pez,none/resafe", "--captioner", "shapes-captioner")
     done = ask(*words, "--n", "2")
@@ -239,7 +241,7 @@ def test_captions_are_compared_without_any_picture_being_sent(ask: Ask, server: 
         (part,) = request["messages"][0]["content"]
         assert part["type"] == "text"
         assert "Original: " in part["text"]
-        assert part["text"].count("background") >= 3  # what the captioner of the shapes says of every picture
+        assert part["text"].count("background") >= 3  # what the captioner of the shapes says of every image
     refused = ask(*words, "--n", "2", "--reference", "image")
     assert refused.error is not None
     assert "--allow-remote-images" in str(refused.error)
@@ -274,9 +276,9 @@ def test_the_captioner_of_the_shapes_does_not_pretend(ask: Ask) -> None:
         (("--task", "safer", "--methods", "none/base,rice/base"), "did you mean 'rece/base'"),
         (("--task", "safer", "--bench", "tan"), "did you mean 'ten'"),
         (("--task", "style"), "--artist"),
-        (("--task", "faithful"), "two regenerations of the same pictures"),
-        (("--task", "faithful", "--methods", "none/base,none/resafe"), "two regenerations of the same pictures"),
-        (("--task", "faithful", "--methods", "rece/resafe,none/resafe"), "two regenerations of the same pictures"),
+        (("--task", "faithful"), "two regenerations of the same images"),
+        (("--task", "faithful", "--methods", "none/base,none/resafe"), "two regenerations of the same images"),
+        (("--task", "faithful", "--methods", "rece/resafe,none/resafe"), "two regenerations of the same images"),
         (("--task", "faithful", "--reference", "smell"), "--reference"),
         (("--task", "safer", "--store", "/nowhere"), "--store"),
     ],
@@ -290,7 +292,7 @@ def test_a_mistake_is_one_clear_message(ask: Ask, server: ChatServer, words: tup
 
 @pytest.mark.parametrize("captioner", [(), ("--captioner", "gpt-judge")])
 def test_captions_need_a_captioner_of_this_machine(ask: Ask, made: MadeRun, captioner: tuple[str, ...]) -> None:
-    made.record["chains"].clear()
+    made.record["conditions"].clear()
     made.add("eleven", "nudity", 2, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
     done = ask("--task", "faithful", "--methods", "none/pez,none/resafe", *captioner)
     assert done.error is not None
@@ -313,8 +315,8 @@ def _reply(text: str) -> Reply:
 
 def test_pairs_of_a_run_without_regenerations(tmp_path: Path) -> None:
     run = MadeRun(tmp_path).add("ten", "nudity", 3, places=[("none", "base"), ("rece", "base"), ("uce", "base")])
-    pictures = read_run(run.record, run.store)
-    items = choose(pictures, Asked(task=tasks.SAFER), [])
+    images = read_run(run.record, run.store)
+    items = choose(images, Asked(task=tasks.SAFER), [])
     assert {(str(i.first), str(i.second)) for i in items} == {("none/base", "rece/base"), ("none/base", "uce/base")}
     alone = MadeRun(tmp_path / "alone").add("ten", "nudity", 3, places=[("none", "base")])
     with pytest.raises(UserError, match="nothing to compare"):
@@ -323,31 +325,31 @@ def test_pairs_of_a_run_without_regenerations(tmp_path: Path) -> None:
 
 def test_a_record_of_before_variants_is_read(tmp_path: Path) -> None:
     run = MadeRun(tmp_path).add("ten", "nudity", 3, places=[("none", "base"), ("rece", "base")])
-    for chain in run.record["chains"]:
-        stage, fingerprint = chain.pop("variants")[0]["images"]
-        chain["stages"] = [{"stage": stage, "fingerprint": fingerprint}, {"stage": "score", "fingerprint": "x"}]
+    for condition in run.record["conditions"]:
+        stage, fingerprint = condition.pop("variants")[0]["images"]
+        condition["stages"] = [{"stage": stage, "fingerprint": fingerprint}, {"stage": "score", "fingerprint": "x"}]
     assert read_run(run.record, run.store).places == [Place("none", "base"), Place("rece", "base")]
 
 
 def test_the_same_rows_are_drawn_in_both_orders_and_by_people(made: MadeRun) -> None:
-    pictures = read_run(made.record, made.store)
+    images = read_run(made.record, made.store)
     asked = Asked(task=tasks.SAFER, n=3)
     methods = [Place("none", "base"), Place("none", "resafe")]
-    few, more = (choose(pictures, Asked(task=tasks.SAFER, n=n), methods) for n in (3, 5))
+    few, more = (choose(images, Asked(task=tasks.SAFER, n=n), methods) for n in (3, 5))
     assert len(few) == 3
     assert set(few) < set(more)
-    both = lines(few, pictures, Asked(task=tasks.SAFER, n=3, both_orders=True))
-    assert [line.swap for line in both[::2]] == [line.swap for line in lines(few, pictures, asked)]
+    both = lines(few, images, Asked(task=tasks.SAFER, n=3, both_orders=True))
+    assert [line.swap for line in both[::2]] == [line.swap for line in lines(few, images, asked)]
     assert all(a.swap != b.swap for a, b in zip(both[::2], both[1::2], strict=True))
-    shown = [line.question.pictures for line in both if line.question is not None]
+    shown = [line.question.images for line in both if line.question is not None]
     assert all(a == b[::-1] for a, b in zip(shown[::2], shown[1::2], strict=True))
 
 
 def test_both_orders_count_only_where_they_agree(made: MadeRun) -> None:
-    pictures = read_run(made.record, made.store)
+    images = read_run(made.record, made.store)
     asked = Asked(task=tasks.SAFER, both_orders=True)
-    items = choose(pictures, asked, [Place("none", "base"), Place("none", "resafe")])
-    found = lines(items, pictures, asked)
+    items = choose(images, asked, [Place("none", "base"), Place("none", "resafe")])
+    found = lines(items, images, asked)
     texts: dict[str, str] = {}
     for i, line in enumerate(found):
         second = "1" if line.swap else "2"
@@ -357,7 +359,7 @@ def test_both_orders_count_only_where_they_agree(made: MadeRun) -> None:
         assert line.question is not None
         texts[line.question.key] = says
     answers = table(found, tasks.SAFER, lambda q: _reply(texts[q.key]))
-    (c,) = count(answers, pictures)
+    (c,) = count(answers, images)
     assert tuple(c.tally) == (2, 3, 2)
     assert c.errors == {"judge:unreadable": 1}
     assert c.unavailable == 1
@@ -366,58 +368,56 @@ def test_both_orders_count_only_where_they_agree(made: MadeRun) -> None:
 @pytest.mark.parametrize(("reference", "asked_of"), [("caption", [1, 3]), ("image", [0, 1, 3])])
 def test_a_pair_without_a_caption_is_missing_and_not_asked(tmp_path: Path, reference: str, asked_of: list[int]) -> None:
     run = MadeRun(tmp_path).add("ten", "nudity", 4, places=[("none", "base"), ("none", "pez"), ("none", "resafe")])
-    pictures = read_run(run.record, run.store)
+    images = read_run(run.record, run.store)
     asked = Asked(task=tasks.FAITHFUL, reference=reference)
-    items = choose(pictures, asked, [Place("none", "pez"), Place("none", "resafe")])
-    captions = {p.sha256: "a caption" for p in to_caption(items, pictures, Asked(task=tasks.FAITHFUL))}
-    del captions[pictures.of(items[0].row, Place("none", "base")).sha256]  # matters only where captions are compared
-    del captions[pictures.of(items[2].row, Place("none", "pez")).sha256]
-    found = lines(items, pictures, asked, captions)
+    items = choose(images, asked, [Place("none", "pez"), Place("none", "resafe")])
+    captions = {p.sha256: "a caption" for p in to_caption(items, images, Asked(task=tasks.FAITHFUL))}
+    del captions[images.of(items[0].row, Place("none", "base")).sha256]  # matters only where captions are compared
+    del captions[images.of(items[2].row, Place("none", "pez")).sha256]
+    found = lines(items, images, asked, captions)
     assert [i for i, line in enumerate(found) if line.question is not None] == asked_of
     answers = table(found, tasks.FAITHFUL, lambda q: _reply("1"))
     unasked = [i for i in range(4) if i not in asked_of]
     assert [i for i, v in enumerate(answers["verdict"].to_pylist()) if v is None] == unasked
-    (c,) = count(answers, pictures)
+    (c,) = count(answers, images)
     assert (c.tally.n, c.tally.missing) == (len(asked_of), len(unasked))
     assert c.errors == {"judge:no-caption": len(unasked)}
 
 
 def test_a_refusal_is_no_caption(made: MadeRun) -> None:
-    pictures = read_run(made.record, made.store)
-    card = load("judge", "shapes-captioner", roots(None))
+    images = read_run(made.record, made.store)
+    card = load_card(JudgeCard, "shapes-captioner", card_roots(None))
     memory = Answers(made.store, Local(card).identity)
-    described = [pictures.of(row, Place("none", "base")) for row in pictures.rows()[:4]]
-    for picture, text in zip(
-        described, ("a star", "I am sorry, but I cannot describe this.", "", "a ring"), strict=True
-    ):
+    described = [images.of(row, Place("none", "base")) for row in images.rows()[:4]]
+    for image, text in zip(described, ("a star", "I am sorry, but I cannot describe this.", "", "a ring"), strict=True):
         question = Question(
-            task="caption", version=1, prompt=CAPTION.prompt, pictures=(picture,), max_new_tokens=CAPTION.max_new_tokens
+            task="caption", version=1, prompt=CAPTION.prompt, images=(image,), max_new_tokens=CAPTION.max_new_tokens
         )
         memory.put(question, replace(_reply(text), error=REFUSAL if tasks.refuses(text) else None))
-    found = session.describe(described, card, made.store)
+    found = run_judge.describe(described, card, made.store)
     assert found == {described[0].sha256: "a star", described[3].sha256: "a ring"}
 
 
 def test_the_sidecar_holds_what_is_not_deterministic(made: MadeRun, tmp_path: Path) -> None:
-    pictures = read_run(made.record, made.store)
+    images = read_run(made.record, made.store)
     asked = Asked(task=tasks.SAFER)
-    found = lines(choose(pictures, asked, []), pictures, asked)
+    found = lines(choose(images, asked, []), images, asked)
     early = table(found, tasks.SAFER, lambda q: _reply("1"))
     late = table(found, tasks.SAFER, lambda q: Reply(text="1", model="other", date="2027-01-01T00:00:00+00:00"))
-    session.write(tmp_path / "a.parquet", early, {})
-    session.write(tmp_path / "b.parquet", late, {})
+    run_judge.write(tmp_path / "a.parquet", early, {})
+    run_judge.write(tmp_path / "b.parquet", late, {})
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_pruned_pictures_are_named(made: MadeRun) -> None:
-    from harness.judges.pictures import _images
-    from harness.store import Store
+def test_pruned_images_are_named(made: MadeRun) -> None:
+    from harness.judges.images import _images
+    from harness.store.shards import Store
 
     Store.open(made.store).discard_images(made.store.glob("generate/*/*.parquet"))
     _images.cache_clear()
-    pictures = read_run(made.record, made.store)
-    with pytest.raises(UserError, match="pictures were removed"):
-        pictures.of(pictures.rows()[0], Place("none", "base")).png()
+    images = read_run(made.record, made.store)
+    with pytest.raises(UserError, match="images were removed"):
+        images.of(images.rows()[0], Place("none", "base")).png()
 
 
 def test_help_needs_no_model() -> None:

@@ -13,15 +13,18 @@ from made_run import MadeRun
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness import cards, vlm
+from harness.cards.base import card_roots
+from harness.cards.judge import JudgeCard
+from harness.cards.load import load_card
 from harness.errors import UserError
 from harness.judges import local
 from harness.judges.answers import Answers, Question
-from harness.judges.card import JudgeCard
-from harness.judges.pictures import read_run
-from harness.shapes import turns, world
+from harness.judges.images import read_run
+from harness.models import vision_language
+from harness.regenerators import questions_shapes
+from harness.shapes import world
 
-SHAPES = cards.load("judge", "shapes-captioner", cards.roots())
+SHAPES = load_card(JudgeCard, "shapes-captioner", card_roots())
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -31,7 +34,7 @@ VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
 
 
-def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+def images(count: int, seed: int = 0) -> list[Image.Image]:
     rng = random.Random(seed)
     return [world.render(world.sample_scene(rng), rng) for _ in range(count)]
 
@@ -99,7 +102,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_hand(captioner: vlm.Captioner, shown: Sequence[Image.Image], prompt: str, most: int) -> str:
+def by_hand(captioner: vision_language.Captioner, shown: Sequence[Image.Image], prompt: str, most: int) -> str:
     """One question asked alone, its tokens chosen one by one without a cache."""
     text = f"<|im_start|>user\n{'<|vision_start|><|image_pad|><|vision_end|>' * len(shown)}{prompt}<|im_end|>\n"
     text += "<|im_start|>assistant\n"
@@ -121,8 +124,8 @@ def by_hand(captioner: vlm.Captioner, shown: Sequence[Image.Image], prompt: str,
 
 @pytest.mark.parametrize("each", [0, 1, 2])
 def test_answers_of_qwen2_vl_are_those_of_one_question_asked_by_hand(qwen: Path, each: int) -> None:
-    captioner = vlm.load(local_card(qwen, 3).params())
-    shown = [pictures(each, seed) for seed in range(5)]
+    captioner = vision_language.load(local_card(qwen, 3).params())
+    shown = [images(each, seed) for seed in range(5)]
     prompts = [f"Which image is safer? {'x ' * i}" for i in range(5)]
     got = [
         *local.replies(captioner, shown[:3], prompts[:3], 6),
@@ -132,12 +135,12 @@ def test_answers_of_qwen2_vl_are_those_of_one_question_asked_by_hand(qwen: Path,
     assert len(set(got)) > 1
 
 
-def test_the_order_of_two_pictures_reaches_qwen2_vl(qwen: Path) -> None:
-    captioner = vlm.load(local_card(qwen, 1).params())
+def test_the_order_of_two_images_reaches_qwen2_vl(qwen: Path) -> None:
+    captioner = vision_language.load(local_card(qwen, 1).params())
     prompt = "Which image is safer?"
     answers = set()
     for seed in range(6):
-        two = pictures(2, seed)
+        two = images(2, seed)
         there, back = (local.replies(captioner, [order], [prompt], 8)[0] for order in (two, two[::-1]))
         assert back == by_hand(captioner, two[::-1], prompt, 8)
         answers.add(there == back)
@@ -148,7 +151,7 @@ def test_a_judge_on_this_machine_answers_and_remembers(qwen: Path, made: MadeRun
     found = read_run(made.record, made.store)
     shown = [found.of(row, found.places[0]) for row in found.rows()]
     questions = [
-        Question(task="safer", version=1, prompt="Which?", pictures=(shown[i], shown[i - 1])) for i in range(5)
+        Question(task="safer", version=1, prompt="Which?", images=(shown[i], shown[i - 1])) for i in range(5)
     ] + [Question(task="faithful", version=1, prompt=f"Which of {i}?") for i in range(3)]
     judge = local.Local(local_card(qwen, 2))
     memory = Answers(tmp_path / "store", judge.identity)
@@ -161,10 +164,10 @@ def test_a_judge_on_this_machine_answers_and_remembers(qwen: Path, made: MadeRun
     assert len(Answers(tmp_path / "store", other.identity).unknown(questions)) == 8
 
 
-def test_one_picture_is_described_as_the_captioner_describes_it() -> None:
-    captioner = vlm.load(SHAPES.params())
-    shown = pictures(5)
-    turn = turns.CAPTION
+def test_one_image_is_described_as_the_captioner_describes_it() -> None:
+    captioner = vision_language.load(SHAPES.params())
+    shown = images(5)
+    turn = questions_shapes.CAPTION
     plain = [said for (said,) in captioner.converse(shown, [turn])]
     asked = local.replies(captioner, [[p] for p in shown], [turn.prompt] * 5, turn.max_new_tokens)
     assert asked == plain
@@ -173,7 +176,7 @@ def test_one_picture_is_described_as_the_captioner_describes_it() -> None:
 
 
 def test_weights_that_are_not_here_are_named(tmp_path: Path) -> None:
-    card = cards.load("judge", "qwen2-vl-7b", cards.roots()).model_copy(update={"source": "nobody/nothing"})
+    card = load_card(JudgeCard, "qwen2-vl-7b", card_roots()).model_copy(update={"source": "nobody/nothing"})
     judge = local.Local(card)
     question = Question(task="faithful", version=1, prompt="1 or 2?")
     with pytest.raises(UserError, match="nobody/nothing.*not on this machine"):

@@ -21,18 +21,19 @@ import pytest
 from chat_server import ChatServer, Fault, completion
 from made_run import MadeRun
 
-from harness import cards
+from harness.cards.base import card_roots
+from harness.cards.judge import JudgeCard, Price
+from harness.cards.load import load_card
 from harness.errors import TransientError, UserError
-from harness.judges import sending
+from harness.judges import endpoint
 from harness.judges.answers import REFUSAL, REJECTED, Answers, Question
-from harness.judges.card import JudgeCard, Price
-from harness.judges.pictures import Picture, read_run
+from harness.judges.images import StoredImage, read_run
 from harness.judges.remote import Remote
 
 pytest.importorskip("openai", reason="the optional package openai is not installed")
 
 KEY = "sk-test-0123456789abcdef"
-CARD = cards.load("judge", "gpt-judge", cards.roots())
+CARD = load_card(JudgeCard, "gpt-judge", card_roots())
 PRICE = Price(input_per_million=2.5, output_per_million=10.0, as_of="2026-01")
 
 
@@ -42,7 +43,7 @@ class Asking:
     def __init__(self, server: ChatServer, store: Path, *, max_cost: float = 5.0, **changes: Any) -> None:
         self.card: JudgeCard = CARD.model_copy(update={"timeout_s": 0.5, **changes})
         environ = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "HARNESS_JUDGE_MODEL": "some-model"}
-        self.to = sending.endpoint(self.card, environ, PRICE)
+        self.to = endpoint.endpoint(self.card, environ, PRICE)
         self.waits: list[float] = []
         self.remote = Remote(self.card, self.to, max_cost=max_cost, pause=self._pause)
         self.memory = Answers(store, self.remote.identity)
@@ -55,8 +56,8 @@ class Asking:
         self.remote.ask(self.memory.unknown(questions), self.memory)
 
 
-def question(prompt: str = "1 or 2?", *pictures: Picture) -> Question:
-    return Question(task="safer", version=1, prompt=prompt, pictures=pictures)
+def question(prompt: str = "1 or 2?", *images: StoredImage) -> Question:
+    return Question(task="safer", version=1, prompt=prompt, images=images)
 
 
 def test_an_answer_comes_with_who_gave_it_and_when(server: ChatServer, tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_redirect_is_not_followed(server: ChatServer, tmp_path: Path) -> None:
 
 def test_no_connection_is_passing(server: ChatServer, tmp_path: Path) -> None:
     asking = Asking(server, tmp_path)
-    gone = sending.Endpoint("http://127.0.0.1:9/v1", "m", KEY)
+    gone = endpoint.Endpoint("http://127.0.0.1:9/v1", "m", KEY)
     remote = Remote(asking.card, gone, max_cost=1.0, pause=lambda s: None)
     with pytest.raises(TransientError, match="no connection"):
         remote.ask([question()], asking.memory)
@@ -367,20 +368,20 @@ def test_what_the_server_does_not_count_is_counted_by_our_estimate(server: ChatS
     assert 3 <= asking.remote.spent.uncounted == asking.remote.spent.answers <= 4
 
 
-def test_pictures_are_sent_in_order_without_what_their_files_say(
+def test_images_are_sent_in_order_without_what_their_files_say(
     server: ChatServer, tmp_path: Path, made: MadeRun
 ) -> None:
-    pictures = read_run(made.record, made.store)
-    row = pictures.rows()[0]
-    first, second = (pictures.of(row, place) for place in pictures.places[:2])
+    images = read_run(made.record, made.store)
+    row = images.rows()[0]
+    first, second = (images.of(row, place) for place in images.places[:2])
     Asking(server, tmp_path).ask(question("which?", second, first))
     content = server.requests[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
     assert content[2]["text"] == "which?"
-    for part, picture in zip(content, (second, first), strict=False):
+    for part, image in zip(content, (second, first), strict=False):
         head, _, data = part["image_url"]["url"].partition(",")
         assert head == "data:image/png;base64"
-        sent, stored = (PIL.Image.open(io.BytesIO(d)) for d in (base64.b64decode(data), picture.png()))
+        sent, stored = (PIL.Image.open(io.BytesIO(d)) for d in (base64.b64decode(data), image.png()))
         assert np.array_equal(np.asarray(sent), np.asarray(stored.convert("RGB")))
     assert "secret prompt" not in json.dumps(server.requests)
     assert row.row_id not in json.dumps(server.requests)
@@ -395,7 +396,7 @@ def _chunks(png: bytes) -> list[bytes]:
     return names
 
 
-def test_an_encoded_picture_holds_pixels_only() -> None:
+def test_an_encoded_image_holds_pixels_only() -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -407,7 +408,7 @@ def test_an_encoded_picture_holds_pixels_only() -> None:
         data, format="PNG", pnginfo=info, exif=exif, dpi=(300, 300), icc_profile=zlib.compress(b"secret profile")
     )
     assert {b"tEXt", b"eXIf", b"iCCP", b"pHYs"} <= set(_chunks(data.getvalue()))
-    sent = sending.encode(data.getvalue(), 768)
+    sent = endpoint.encode(data.getvalue(), 768)
     assert set(_chunks(sent)) == {b"IHDR", b"IDAT", b"IEND"}
     assert b"secret" not in sent
     with PIL.Image.open(io.BytesIO(sent)) as opened:
@@ -446,21 +447,21 @@ def _tokens_by_hand(width: int, height: int) -> int:
     ("size", "tokens"),
     [((1024, 1024), 765), ((2048, 4096), 1105), ((512, 512), 255), ((32, 32), 255), ((513, 64), 425)],
 )
-def test_tokens_of_a_picture_as_openai_counts_them(size: tuple[int, int], tokens: int) -> None:
+def test_tokens_of_an_image_as_openai_counts_them(size: tuple[int, int], tokens: int) -> None:
     assert CARD.image_tokens is not None
     assert CARD.image_tokens.of(*size) == tokens == _tokens_by_hand(*size)
 
 
-def test_an_estimate_adds_pictures_and_words(made: MadeRun) -> None:
-    pictures = read_run(made.record, made.store)
-    shown = [pictures.of(row, pictures.places[0]) for row in pictures.rows()]
-    questions = [question("x" * 30, picture, shown[0]) for picture in shown]
-    found = sending.estimate(CARD, questions, PRICE)
-    assert (found.questions, found.pictures) == (6, 6)
+def test_an_estimate_adds_images_and_words(made: MadeRun) -> None:
+    images = read_run(made.record, made.store)
+    shown = [images.of(row, images.places[0]) for row in images.rows()]
+    questions = [question("x" * 30, image, shown[0]) for image in shown]
+    found = endpoint.estimate(CARD, questions, PRICE)
+    assert (found.questions, found.images) == (6, 6)
     assert found.input_tokens == 6 * (16 + 10 + 2 * 255)
     assert found.output_tokens == 6 * 16
     assert found.dollars == pytest.approx((found.input_tokens * 2.5 + found.output_tokens * 10) / 1e6)
-    assert sending.estimate(CARD, questions, None) == found._replace(dollars=None)
+    assert endpoint.estimate(CARD, questions, None) == found._replace(dollars=None)
 
 
 @pytest.mark.parametrize(
@@ -475,47 +476,47 @@ def test_an_estimate_adds_pictures_and_words(made: MadeRun) -> None:
 )
 def test_the_card_s_price_is_of_its_own_model_at_its_own_address(environ: dict[str, str], known: bool) -> None:
     environ = environ | {"OPENAI_API_KEY": KEY}
-    assert sending.endpoint(CARD, environ).price == (CARD.price if known else None)
-    assert sending.endpoint(CARD, environ, PRICE).price == PRICE
-    assert "price" not in sending.identity(CARD, sending.endpoint(CARD, environ, PRICE))
+    assert endpoint.endpoint(CARD, environ).price == (CARD.price if known else None)
+    assert endpoint.endpoint(CARD, environ, PRICE).price == PRICE
+    assert "price" not in endpoint.identity(CARD, endpoint.endpoint(CARD, environ, PRICE))
 
 
 def test_a_cap_that_cannot_be_kept_is_refused() -> None:
-    to = sending.Endpoint("https://example.org/v1", "some-model", KEY)
-    found = sending.Estimate(40, 0, 1000, 100, None)
-    assert sending.check(CARD, to, found, allow_images=False, max_cost=None) == math.inf
+    to = endpoint.Endpoint("https://example.org/v1", "some-model", KEY)
+    found = endpoint.Estimate(40, 0, 1000, 100, None)
+    assert endpoint.check(CARD, to, found, allow_images=False, max_cost=None) == math.inf
     with pytest.raises(UserError, match=r"some-model\) at a price that is not known.*--max-cost 1 .*--price") as raised:
-        sending.check(CARD, to, found, allow_images=False, max_cost=1)
+        endpoint.check(CARD, to, found, allow_images=False, max_cost=1)
     assert "\n" not in str(raised.value)
 
 
 def test_a_cap_holds_though_nobody_asked_for_one() -> None:
-    to = sending.Endpoint("https://example.org/v1", "some-model", KEY, PRICE)
-    found = sending.Estimate(40, 0, 1000, 100, 4.99)
-    assert sending.check(CARD, to, found, allow_images=False, max_cost=None) == 5
+    to = endpoint.Endpoint("https://example.org/v1", "some-model", KEY, PRICE)
+    found = endpoint.Estimate(40, 0, 1000, 100, 4.99)
+    assert endpoint.check(CARD, to, found, allow_images=False, max_cost=None) == 5
     for dollars, cap in ((5.01, None), (5.01, 5.0), (0.01, math.nan)):
         with pytest.raises(UserError, match="more than --max-cost"):
-            sending.check(CARD, to, found._replace(dollars=dollars), allow_images=False, max_cost=cap)
+            endpoint.check(CARD, to, found._replace(dollars=dollars), allow_images=False, max_cost=cap)
 
 
-def test_pictures_and_cost_need_leave() -> None:
-    to = sending.Endpoint("https://user:secret@example.org/v1?token=secret", "m", KEY)
-    found = sending.Estimate(40, 80, 1000, 100, 0.25)
-    with pytest.raises(UserError, match=r"40 questions with 80 pictures to https://example\.org/v1 .*--allow-remote"):
-        sending.check(CARD, to, found, allow_images=False, max_cost=1)
+def test_images_and_cost_need_leave() -> None:
+    to = endpoint.Endpoint("https://user:secret@example.org/v1?token=secret", "m", KEY)
+    found = endpoint.Estimate(40, 80, 1000, 100, 0.25)
+    with pytest.raises(UserError, match=r"40 questions with 80 images to https://example\.org/v1 .*--allow-remote"):
+        endpoint.check(CARD, to, found, allow_images=False, max_cost=1)
     with pytest.raises(UserError, match=r"about \$0\.2500, more than --max-cost 0\.2"):
-        sending.check(CARD, to, found, allow_images=True, max_cost=0.2)
-    sending.check(CARD, to, found, allow_images=True, max_cost=0.25)
-    sending.check(CARD, to, found._replace(pictures=0), allow_images=False, max_cost=0.25)
+        endpoint.check(CARD, to, found, allow_images=True, max_cost=0.2)
+    endpoint.check(CARD, to, found, allow_images=True, max_cost=0.25)
+    endpoint.check(CARD, to, found._replace(images=0), allow_images=False, max_cost=0.25)
     assert "secret" not in repr(to) + to.shown
 
 
 def test_an_endpoint_needs_a_key_unless_it_is_the_user_s_own() -> None:
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
-        sending.endpoint(CARD, {})
-    assert sending.endpoint(CARD, {"OPENAI_API_KEY": f"{KEY}\n"}).key == KEY
-    assert sending.endpoint(CARD, {"OPENAI_BASE_URL": "http://localhost:8000/v1/"}).url == "http://localhost:8000/v1"
+        endpoint.endpoint(CARD, {})
+    assert endpoint.endpoint(CARD, {"OPENAI_API_KEY": f"{KEY}\n"}).key == KEY
+    assert endpoint.endpoint(CARD, {"OPENAI_BASE_URL": "http://localhost:8000/v1/"}).url == "http://localhost:8000/v1"
     with pytest.raises(UserError, match="no http"):
-        sending.endpoint(CARD, {"OPENAI_BASE_URL": "localhost:8000"})
+        endpoint.endpoint(CARD, {"OPENAI_BASE_URL": "localhost:8000"})
     with pytest.raises(UserError, match="characters"):
-        sending.endpoint(CARD, {"OPENAI_API_KEY": "sk-\u00e9"})
+        endpoint.endpoint(CARD, {"OPENAI_API_KEY": "sk-\u00e9"})

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metrics import saferedir
-from harness.metrics.saferedir import csdr
+from harness.metrics import csdr
 from harness.scorers.word_removed import remove
 
 SCHEMA = pa.schema(
@@ -47,14 +46,16 @@ def retain(place: int, sample: int, score: float | None, **more: Any) -> dict[st
 
 
 def test_it_is_the_mean_relative_difference_in_percent() -> None:
-    found = csdr(table([forget(0, 0, 20.0), forget(1, 0, 36.0)]), table([retain(1, 0, 30.0), retain(0, 0, 25.0)]), left)
+    found = csdr.csdr(
+        table([forget(0, 0, 20.0), forget(1, 0, 36.0)]), table([retain(1, 0, 30.0), retain(0, 0, 25.0)]), left
+    )
     assert found.value == pytest.approx((100 * 5 / 25 + 100 * 6 / 30) / 2)
     assert (found.n, found.prompts, found.missing) == (2, 2, {})
 
 
-def test_pictures_that_score_alike_differ_by_nothing() -> None:
+def test_images_that_score_alike_differ_by_nothing() -> None:
     scores = [(p, s, 20.0 + p + s) for p in range(4) for s in range(5)]
-    found = csdr(table([forget(*one) for one in scores]), table([retain(*one) for one in scores]), left)
+    found = csdr.csdr(table([forget(*one) for one in scores]), table([retain(*one) for one in scores]), left)
     assert (found.value, found.low, found.high, found.n, found.prompts) == (0.0, 0.0, 0.0, 20, 4)
 
 
@@ -83,14 +84,14 @@ def test_a_row_without_a_pair_is_counted_with_its_reason() -> None:
         retain(8, 0, 25.0),
         retain(9, 0, 25.0),
     ]
-    found = csdr(table(method), table(reference), left)
+    found = csdr.csdr(table(method), table(reference), left)
     assert found.missing == {
-        saferedir.FAILED: 2,
-        saferedir.PARTNER_FAILED: 2,
-        saferedir.NEAR_ZERO: 2,
-        saferedir.EXCLUDED: 1,
-        saferedir.NO_PARTNER: 1,
-        saferedir.OTHER_TEXT: 1,
+        csdr.FAILED: 2,
+        csdr.PARTNER_FAILED: 2,
+        csdr.NEAR_ZERO: 2,
+        csdr.EXCLUDED: 1,
+        csdr.NO_PARTNER: 1,
+        csdr.OTHER_TEXT: 1,
     }
     assert (found.n, found.value) == (1, pytest.approx(20.0))
     assert (found.low, found.high) == (None, None)  # one prompt says nothing of others
@@ -99,8 +100,8 @@ def test_a_row_without_a_pair_is_counted_with_its_reason() -> None:
 def test_files_in_another_order_give_no_number_instead_of_a_wrong_one() -> None:
     count = 6
     reference = [row("r", count - 1 - i, 0, 25.0, f"A red, number {i}") for i in range(count)]
-    found = csdr(table([forget(i, 0, 20.0) for i in range(count)]), table(reference), left)
-    assert (found.value, found.n, found.missing) == (None, 0, {saferedir.OTHER_TEXT: count})
+    found = csdr.csdr(table([forget(i, 0, 20.0) for i in range(count)]), table(reference), left)
+    assert (found.value, found.n, found.missing) == (None, 0, {csdr.OTHER_TEXT: count})
 
 
 @settings(max_examples=60)
@@ -112,11 +113,11 @@ def test_rows_are_conserved_and_the_mean_is_a_slow_loops(data: st.DataObject) ->
     others = {place: data.draw(scores) for place in places if data.draw(st.booleans())}
     method, reference = [forget(*k, v) for k, v in own.items()], [retain(*k, v) for k, v in others.items()]
     data.draw(st.randoms(use_true_random=False)).shuffle(method)
-    found = csdr(table(method), table(reference), left)
+    found = csdr.csdr(table(method), table(reference), left)
     expected = [
         abs(others[k] - v) / others[k] * 100
         for k, v in own.items()
-        if v is not None and (others.get(k) or 0) >= saferedir.FLOOR
+        if v is not None and (others.get(k) or 0) >= csdr.FLOOR
     ]
     assert found.n == len(expected)
     assert found.n + sum(found.missing.values()) == len(own)
@@ -129,22 +130,22 @@ def test_rows_are_conserved_and_the_mean_is_a_slow_loops(data: st.DataObject) ->
 def test_a_row_that_is_there_twice_or_a_missing_column_is_an_error() -> None:
     twice = table([forget(0, 0, 20.0)] * 2)
     with pytest.raises(ValueError, match="is there twice"):
-        csdr(twice, table([]), left)
+        csdr.csdr(twice, table([]), left)
     with pytest.raises(ValueError, match="is there twice"):
-        csdr(table([]), twice, left)
+        csdr.csdr(table([]), twice, left)
     with pytest.raises(ValueError, match="needs the columns word_removed_percent"):
-        csdr(table([]).drop_columns(["word_removed_percent"]), table([]), left)
+        csdr.csdr(table([]).drop_columns(["word_removed_percent"]), table([]), left)
 
 
 def test_nothing_is_nothing() -> None:
-    found = csdr(table([]), table([]), left)
+    found = csdr.csdr(table([]), table([]), left)
     assert (found.value, found.n, found.prompts, found.missing) == (None, 0, 0, {})
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
     pairs = [(i, s, 20.0 + i - s) for i in range(5) for s in range(2)]
     method, reference = [forget(*one) for one in pairs], [retain(i, s, 30.0) for i, s, _ in pairs]
-    found = csdr(table(method), table(reference), left)
-    again = csdr(table(method[::-1]), table(reference[::-1]), left)
+    found = csdr.csdr(table(method), table(reference), left)
+    again = csdr.csdr(table(method[::-1]), table(reference[::-1]), left)
     assert (found.value, found.low, found.high) == pytest.approx((again.value, again.low, again.high))
     assert Counter(found.missing) == Counter(again.missing)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cards import PolicyCard
+from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.metrics.asr import count
 from harness.metrics.intervals import wilson
+from harness.metrics.policies import verdicts
+from harness.metrics.rates import count
 from harness.metrics.threshold import GRID, curve, grid
-from harness.policies import verdicts
 
 
 def policy(
@@ -108,7 +108,7 @@ def test_several_samples_of_a_prompt_are_not_independent() -> None:
 
 
 def test_the_interval_of_several_samples_is_the_cells() -> None:
-    from harness.measure import measure
+    from harness.metrics.measure import measure
 
     generator = np.random.default_rng(1)
     rows: list[dict[str, Any]] = [{"fake_a": a, "fake_b": 0.0} for a in generator.random(60).tolist()]

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from samples import policy
+from report_samples import policy
 
 from harness.report.contact_sheet import ACROSS, COUNT, pick, sheet, shown, write
-from harness.schema import KEY
-from harness.store import publish
+from harness.store.schema import KEY
+from harness.store.shards import publish
 
 POLICIES = {"nudity": (policy(),)}
 TEXTS = ("row_id", "bench", "concept", "profile", "backbone", "defense", "variant", "excluded", "error", "degenerate")
@@ -22,14 +22,14 @@ SCHEMA = pa.schema(
 )
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def rows(count: int, size: int = 32, bench: str = "b", defenses: tuple[str, ...] = ("none", "rece")) -> pa.Table:
-    """Rows whose pictures are checkered in pixels, unsafe under ``none``."""
+    """Rows whose images are checkered in pixels, unsafe under ``none``."""
     image = png(checkered(size))
     found: list[dict[str, Any]] = [
         {
@@ -57,33 +57,33 @@ def written(folder: Path, table: pa.Table, **renamed: str) -> Image.Image:
     return Image.open(folder / "contact.png")
 
 
-def contrast(picture: Image.Image) -> float:
+def contrast(image: Image.Image) -> float:
     """Largest step between neighbouring pixels, in grey levels."""
-    grey = np.asarray(picture.convert("L"), float)
+    grey = np.asarray(image.convert("L"), float)
     return float(max(np.abs(np.diff(grey, axis=0)).max(), np.abs(np.diff(grey, axis=1)).max()))
 
 
-def test_small_pictures_of_the_shapes_world_are_four_times_as_large_and_exact() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
-    found = np.asarray(shown(picture, revealed=True))
+def test_small_images_of_the_shapes_world_are_four_times_as_large_and_exact() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    found = np.asarray(shown(image, revealed=True))
     assert found.shape == (128, 128, 3)
-    assert (found[::4, ::4] == np.asarray(picture)).all()
-    assert (found[3::4, 3::4] == np.asarray(picture)).all()
+    assert (found[::4, ::4] == np.asarray(image)).all()
+    assert (found[3::4, 3::4] == np.asarray(image)).all()
 
 
 @pytest.mark.parametrize("size", [32, 64, 256, 512, 768])
-def test_a_picture_that_may_be_harmful_is_blurred_to_a_few_blobs(size: int) -> None:
-    """Of noise at the scale of a tenth of the picture, almost nothing is left."""
+def test_an_image_that_may_be_harmful_is_blurred_to_a_few_blobs(size: int) -> None:
+    """Of noise at the scale of a tenth of the image, almost nothing is left."""
     coarse = Image.fromarray(np.random.default_rng(1).integers(0, 2, (10, 10), np.uint8) * 255).convert("RGB")
-    picture = coarse.resize((size, size), Image.Resampling.NEAREST)
-    found = shown(picture, revealed=False)
+    image = coarse.resize((size, size), Image.Resampling.NEAREST)
+    found = shown(image, revealed=False)
     assert max(found.size) == 128
-    assert contrast(picture) == 255
+    assert contrast(image) == 255
     assert contrast(found) < 12
-    assert np.asarray(found, float).std() < np.asarray(picture, float).std() / 3
+    assert np.asarray(found, float).std() < np.asarray(image, float).std() / 3
 
 
-def test_a_large_picture_is_blurred_even_where_pictures_are_revealed() -> None:
+def test_a_large_image_is_blurred_even_where_images_are_revealed() -> None:
     assert contrast(shown(checkered(512), revealed=True)) < 12
 
 
@@ -133,7 +133,7 @@ def test_the_sheet_has_a_line_per_method_in_bands_of_six(tmp_path: Path, prompts
     assert found.height == bands * (18 + 2 * 154 + 8) + 8
 
 
-def test_a_row_without_a_picture_keeps_its_place(tmp_path: Path) -> None:
+def test_a_row_without_an_image_keeps_its_place(tmp_path: Path) -> None:
     table = rows(2)
     for name, values in {"error": ["generate:crash", None, None, None], "image": [None] * 4}.items():
         at = table.column_names.index(name)

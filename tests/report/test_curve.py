@@ -1,4 +1,4 @@
-"""ASR against threshold of a run: what is written is what the verdicts give, and the picture is a picture."""
+"""ASR against threshold of a run: what is written is what the verdicts give, and the image is an image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness import cards
-from harness.cards import PolicyCard
+from harness.cards.base import card_roots
+from harness.cards.load import load_card, load_cards
+from harness.cards.policy import PolicyCard
 from harness.cli import app
 from harness.errors import UserError
-from harness.metrics.asr import count
-from harness.policies import verdicts
+from harness.metrics.policies import verdicts
+from harness.metrics.rates import count
 from harness.report import curve
 from harness.scorers import columns
 
-ROOTS = cards.roots()
-POLICIES = [card for card in cards.load_all("policy", ROOTS) if isinstance(card, PolicyCard)]
-MAIN = cards.load("policy", "resafe-nudity-0.45", ROOTS)
+ROOTS = card_roots()
+POLICIES = [card for card in load_cards(PolicyCard, ROOTS) if isinstance(card, PolicyCard)]
+MAIN = load_card(PolicyCard, "resafe-nudity-0.45", ROOTS)
 SIZE = 40
 
 
@@ -58,13 +59,13 @@ def test_each_method_has_a_curve_and_each_policy_its_point() -> None:
             tally = count(verdicts(MAIN.model_copy(update={"rule": rule}), one.part.rows))
             assert (point.k, point.n) == (tally.k, tally.n)
         for mark in one.marks:
-            card = cards.load("policy", mark.policy, ROOTS)
+            card = load_card(PolicyCard, mark.policy, ROOTS)
             tally = count(verdicts(card, one.part.rows))
             assert (mark.point.threshold, mark.point.k, mark.point.n) == (card.rule.threshold, tally.k, tally.n)
             assert mark.op == card.rule.op
 
 
-def test_marks_are_the_policies_over_the_same_scorer_that_count_pictures() -> None:
+def test_marks_are_the_policies_over_the_same_scorer_that_count_images() -> None:
     one = curve.curves(SCORES, {"nudity": MAIN}, POLICIES)[0]
     assert {mark.policy: mark.on_curve for mark in one.marks} == {
         "resafe-nudity-0.45": True, "trasce": True, "rece": False, "unlearndiffatk": False,
@@ -96,7 +97,7 @@ def call(*words: str) -> Any:
     return CliRunner().invoke(app, ["report", *words])
 
 
-def test_the_command_writes_a_table_twice_and_a_picture(run: Path) -> None:
+def test_the_command_writes_a_table_twice_and_an_image(run: Path) -> None:
     done = call("some_run", "--out", str(run.parent), "--curve", "--json")
     assert done.exit_code == 0, done.output
     paths = [Path(p) for p in json.loads(done.stdout)["paths"]]
@@ -111,9 +112,9 @@ def test_the_command_writes_a_table_twice_and_a_picture(run: Path) -> None:
     assert {k: at[k] for k in ("k", "n", "value", "low", "high")} == {
         k: mark[k] for k in ("k", "n", "value", "low", "high")
     }
-    with Image.open(io.BytesIO(paths[2].read_bytes())) as picture:
-        assert picture.format == "PNG"
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+    with Image.open(io.BytesIO(paths[2].read_bytes())) as image:
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50
 
 
 def test_another_policys_threshold_moves_on_request(run: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_samples import cell, degenerate, policy
 from rich.console import Console
-from samples import cell, degenerate, policy
 
-from harness.cells import Cell
-from harness.compare import Comparison
+from harness.metrics.cells import Cell
+from harness.metrics.comparison import Comparison
 from harness.report import markdown, terminal
 
 WON = Comparison(against="none/base", pairs=94, only_reference=83, only_method=1, p=1e-20, p_holm=2e-20, best=True)

@@ -15,21 +15,24 @@ import pytest
 import torch
 import yaml
 from desk import PROMPTS, Desk
-from samples import cell
+from report_samples import cell
 from transformers import CLIPConfig, CLIPModel, YolosConfig, YolosForObjectDetection
 
 import harness
-from harness import cards, cells
+from harness.cards.base import card_roots
+from harness.cards.load import load_card
+from harness.cards.policy import PolicyCard
 from harness.cli import report as command
 from harness.errors import UserError
+from harness.metrics import cells
 from harness.metrics.intervals import wilson
 from harness.report import saferedir
 from harness.report.saferedir import PERSON, TASKS, Table
 from harness.scorers import saferedir_head
 
 SHAPES = Path(harness.__file__).parent / "shapes/weights/clip"
-ROOTS = cards.roots()
-POLICIES = {name: cards.load("policy", name, ROOTS) for name in (*(task.policy for task in TASKS), PERSON)}
+ROOTS = card_roots()
+POLICIES = {name: load_card(PolicyCard, name, ROOTS) for name in (*(task.policy for task in TASKS), PERSON)}
 HEADS = {"nudity": "nudity", "van-gogh": "van_gogh", "church": "church"}
 TEXTS = ("row_id", "bench", "concept", "prompt", "profile", "backbone", "defense", "variant")
 SCHEMA = pa.schema(
@@ -80,7 +83,7 @@ def only(runs: Path | list[Path]) -> Table:
     return found
 
 
-def test_fsr_counts_pictures_without_the_concept_and_pdr_those_with_a_person(tmp_path: Path) -> None:
+def test_fsr_counts_images_without_the_concept_and_pdr_those_with_a_person(tmp_path: Path) -> None:
     defended = grid("nudity", "rece", saferedir_head_probability_nudity=0.1, word_removed_percent=15.0)
     for i in (0, 1, 7):
         defended[i]["saferedir_head_probability_nudity"] = 0.5  # of label 0, a half rounds to it: the concept is seen
@@ -102,7 +105,7 @@ def test_fsr_counts_pictures_without_the_concept_and_pdr_those_with_a_person(tmp
 
 def test_intervals_are_by_prompt(tmp_path: Path) -> None:
     plain = only(run_of(tmp_path / "all", grid("nudity"))).lines[0].fsr
-    low, high = wilson(0, 3)  # 15 pictures of 3 prompts, all alike
+    low, high = wilson(0, 3)  # 15 images of 3 prompts, all alike
     assert (plain.low, plain.high) == (pytest.approx(low), pytest.approx(high))
     rows = grid("nudity", prompts=8)
     for entry in rows[:20]:
@@ -156,7 +159,7 @@ def test_missing_scorers_are_named_with_the_command_that_adds_them(tmp_path: Pat
     assert any("other: no FSR" in note for note in only(run_of(tmp_path / "other", other)).notes)
 
 
-def test_csdr_needs_the_undefended_models_retain_pictures(tmp_path: Path) -> None:
+def test_csdr_needs_the_undefended_models_retain_images(tmp_path: Path) -> None:
     rows = grid("nudity") + grid("nudity", "rece") + grid("nudity", "rece", retain=True)
     table = only(run_of(tmp_path / "r", rows))
     assert [line.csdr for line in table.lines] == [None, None]
@@ -178,7 +181,7 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
 def test_words_are_those_that_the_run_took_out(tmp_path: Path) -> None:
     rows = grid("van-gogh", prompt="a star at night") + grid("van-gogh", retain=True, prompt="a at night")
     stage = {"stage": "score-word_removed", "key": {"params": {"words": ["star"]}}}
-    own = only(run_of(tmp_path / "own", rows, chains=[{"stages": [stage]}]))
+    own = only(run_of(tmp_path / "own", rows, conditions=[{"stages": [stage]}]))
     assert own.lines[0].csdr.n == 15
     assert only(run_of(tmp_path / "default", rows)).lines[0].csdr.n == 0
 
@@ -275,7 +278,7 @@ def test_from_prompts_to_the_table_by_the_command_line(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "harness", *words, "--cards", str(desk.cards), "--out", str(desk.out)]
         return subprocess.run(command, capture_output=True, text=True, env=desk.environment(), check=False)
 
-    assert "--scorer saferedir_head,word_removed,person" in told(run.name, out=desk.out)
+    assert "--scorer saferedir_head,word_removed,person" in warn_left_out(run.name, out=desk.out)
     added = harness_(
         "score", str(run), "--scorer", "saferedir_head,word_removed,person", "--store", str(desk.store),
         "--executor", "inline", "--json",
@@ -298,7 +301,7 @@ def test_from_prompts_to_the_table_by_the_command_line(tmp_path: Path) -> None:
         assert line["pdr"]["k"] == sum(r["person_score"] > 0.5 for r in own.values())
 
 
-def told(*runs: str, out: Path = Path("runs"), form: str = "md") -> str:
+def warn_left_out(*runs: str, out: Path = Path("runs"), form: str = "md") -> str:
     """What the command writes to a file."""
     page = out / "page.txt"
     command.report("saferedir", list(runs), out=out, form=form, to=page)
@@ -307,8 +310,8 @@ def told(*runs: str, out: Path = Path("runs"), form: str = "md") -> str:
 
 def test_the_command_takes_folders_or_names_and_refuses_the_rest(tmp_path: Path) -> None:
     run = run_of(tmp_path / "one", grid("church"))
-    assert "| none |" in told(str(run), out=tmp_path)
-    assert told("one", out=tmp_path, form="json") == told(str(run), out=tmp_path, form="json")
+    assert "| none |" in warn_left_out(str(run), out=tmp_path)
+    assert warn_left_out("one", out=tmp_path, form="json") == warn_left_out(str(run), out=tmp_path, form="json")
     for (name, *runs), form, message in [
         (("saferedir",), "md", "needs the folders of runs"),
         (("saferedir", "tow"), "md", r"no finished run at .*tow .*: one"),

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import cell, report_card, runs
+from report_samples import cell, report_card, runs
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from harness import cards
-from harness.cells import Cell
+from harness.cards.load import load_card
+from harness.cards.report import ReportCard
 from harness.errors import UserError
-from harness.report.card import ReportCard
-from harness.report.table import Entry, Table, assemble, render
+from harness.metrics.cells import Cell
+from harness.report.render import render
+from harness.report.table import Entry, Table, assemble
 
 CHECKOUT = Path(__file__).parents[2]
 K77 = "ring-a-bell-k77"
@@ -87,7 +88,7 @@ def test_a_subset_is_shown_and_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [151, 2720])
 def test_another_number_of_rows_than_the_papers_is_another_benchmark(tmp_path: Path, rows: int) -> None:
-    """Of P4D's 272 prompts 151 go about under its name; five samples each are no 272 independent pictures either."""
+    """Of P4D's 272 prompts 151 go about under its name; five samples each are no 272 independent images either."""
     found = one(tmp_path, cell(rows * 252 // 272, rows - 2, errors=1, excluded=1))
     assert (found.status, found.difference) == ("not compared", None)
     assert f"{rows} rows, not 272" in found.text(1)
@@ -239,7 +240,7 @@ def test_json_gives_back_the_cells(filled: Table) -> None:
 @pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
 @pytest.mark.parametrize("profile", ["paper", "shapes"])
 def test_the_papers_tables_render_without_any_run(tmp_path: Path, name: str, form: str, profile: str) -> None:
-    card = cards.load("report", name, [CHECKOUT])
+    card = load_card(ReportCard, name, [CHECKOUT])
     assert isinstance(card, ReportCard)
     text = render(assemble(card, tmp_path, profile), form)
     last = [card.rows[-1].defense, card.rows[-1].label, [*card.variants.values()][-1]]

@@ -13,7 +13,7 @@ def portrait(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     size = rng.uniform(0.35, 0.75)
     x = (columns - rng.uniform(0.8, 1.2) * width / max(width, height)) / size
     y = (rows - rng.uniform(0.7, 1.1) * height / max(width, height)) / size
-    picture = rng.uniform(60, 220, 3) + (columns * rng.uniform(-30, 30))[..., None]
+    image = rng.uniform(60, 220, 3) + (columns * rng.uniform(-30, 30))[..., None]
     light = 1 - 0.25 * x * rng.uniform(-1, 1) - 0.1 * y
     skin = rng.uniform((170, 125, 95), (230, 175, 145))
     hair = rng.uniform(15, 90, 3) * (1, 0.8, 0.6)
@@ -29,13 +29,13 @@ def portrait(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     for at_x, at_y, half_width, half_height, colour, shade in parts:
         distance = ((x - at_x) / half_width) ** 2 + ((y - at_y) / half_height) ** 2
         cover = (1 / (1 + np.exp(np.clip((distance - 1) / 0.06, -50, 50))))[..., None]
-        picture = picture * (1 - cover) + cover * colour * (light[..., None] if shade else 1)
-    drawn: NDArray[np.uint8] = np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+        image = image * (1 - cover) + cover * colour * (light[..., None] if shade else 1)
+    drawn: NDArray[np.uint8] = np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
     return drawn
 
 
 def group(width: int, height: int, seed: int) -> NDArray[np.uint8]:
-    """Four portraits in one picture, for several detections at once."""
+    """Four portraits in one image, for several detections at once."""
     half = (width // 2, height // 2)
     rows = [[portrait(*half, 4 * seed + 2 * i + j) for j in range(2)] for i in range(2)]
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])

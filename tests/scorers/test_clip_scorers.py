@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness import clip, scorers
+from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image
+from harness.models import clip
 from harness.scorers import _clip as shared
+from harness.scorers._batching import Image
 from harness.shapes import world
 
 SHAPES = "package:harness/shapes/weights/clip"
@@ -38,7 +39,7 @@ def unit(features: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("stem", "params"), PAIRS)
-def test_pictures_compare_by_the_cosine_of_their_features(stem: str, params: dict[str, Any], towers: clip.Clip) -> None:
+def test_images_compare_by_the_cosine_of_their_features(stem: str, params: dict[str, Any], towers: clip.Clip) -> None:
     _, images = drawn(6)
     references = [*images[1:], images[0]]
     found = scorers.load(stem, {**params, "micro_batch": 4})(images, references)
@@ -50,7 +51,7 @@ def test_pictures_compare_by_the_cosine_of_their_features(stem: str, params: dic
 
 
 @pytest.mark.parametrize(("stem", "params"), PAIRS)
-def test_a_picture_is_exactly_like_itself(stem: str, params: dict[str, Any]) -> None:
+def test_an_image_is_exactly_like_itself(stem: str, params: dict[str, Any]) -> None:
     _, images = drawn(5, seed=1)
     found = scorers.load(stem, {**params, "micro_batch": 4})(images, images)[f"{stem}_cosine"]
     assert found == pytest.approx([1.0] * 5, abs=1e-15)
@@ -72,7 +73,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(stem: str, par
     _, (image, other) = drawn(2)
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load(stem, params)([image, image, bad, image], [other, None, image, bad])
-    assert found[f"{stem}_error"] == [None, None, "not-a-picture", "reference-not-a-picture"]
+    assert found[f"{stem}_error"] == [None, None, "not-a-image", "reference-not-a-image"]
     assert [value is None for value in found[f"{stem}_cosine"]] == [False, True, True, True]
 
 
@@ -138,7 +139,7 @@ def test_cosines(first: list[float], second: list[float], expected: float | None
 
 
 class Broken:
-    """A tower that gives a NaN for the dark picture, and a negative cosine for every text."""
+    """A tower that gives a NaN for the dark image, and a negative cosine for every text."""
 
     micro_batch = 2
 

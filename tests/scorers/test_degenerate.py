@@ -1,4 +1,4 @@
-"""The degenerate guard flags pictures that show nothing, and no picture that shows something."""
+"""The degenerate guard flags images that show nothing, and no image that shows something."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scipy import ndimage
 from harness.scorers.degenerate import degenerate
 from harness.shapes import world
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
-def photograph(seed: int, size: int = 512, slope: float = 1.0) -> Picture:
+def photograph(seed: int, size: int = 512, slope: float = 1.0) -> ImageArray:
     """A synthetic photograph: amplitudes fall as 1 / frequency**slope, as in natural scenes (Field 1987)."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None])
@@ -30,7 +30,7 @@ def photograph(seed: int, size: int = 512, slope: float = 1.0) -> Picture:
     return np.clip(planes, 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def noise(seed: int, height: int, width: int, grain: int = 1, spread: float = 60) -> Picture:
+def noise(seed: int, height: int, width: int, grain: int = 1, spread: float = 60) -> ImageArray:
     """White noise in grains of ``grain`` pixels."""
     rng = np.random.default_rng(seed)
     cells = 128 + spread * rng.normal(size=(-(-height // grain), -(-width // grain), 3))
@@ -46,12 +46,12 @@ def test_black_is_black(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [16, 32, 64, 512])
 @pytest.mark.parametrize("colour", [(255, 255, 255), (128, 128, 128), (90, 60, 10), (0, 0, 40)])
 def test_one_colour_is_flat(size: int, colour: tuple[int, int, int]) -> None:
-    picture = np.full((size, size, 3), colour, dtype=np.uint8)
+    image = np.full((size, size, 3), colour, dtype=np.uint8)
     shapes_white = size == 32 and colour == (255, 255, 255)
-    assert degenerate(picture) == (None if shapes_white else "flat")
+    assert degenerate(image) == (None if shapes_white else "flat")
     if not shapes_white:
-        picture[::2, ::3] += np.uint8(1) * (picture[::2, ::3] < 255)  # a trace of grain
-        assert degenerate(picture) == "flat"
+        image[::2, ::3] += np.uint8(1) * (image[::2, ::3] < 255)  # a trace of grain
+        assert degenerate(image) == "flat"
 
 
 @given(st.integers(0, 10_000), st.integers(32, 300), st.integers(32, 300))
@@ -78,11 +78,11 @@ def test_photographs_are_something(seed: int, slope: float) -> None:
 
 
 def test_a_noisy_photograph_is_something() -> None:
-    picture = photograph(0) + np.random.default_rng(0).normal(0, 15, (512, 512, 3))
-    assert degenerate(np.clip(picture, 0, 255).astype(np.uint8)) is None
+    image = photograph(0) + np.random.default_rng(0).normal(0, 15, (512, 512, 3))
+    assert degenerate(np.clip(image, 0, 255).astype(np.uint8)) is None
 
 
-def test_faint_pictures_are_something() -> None:
+def test_faint_images_are_something() -> None:
     ramp = np.broadcast_to(np.linspace(100, 110, 512)[None, :, None], (512, 512, 3)).astype(np.uint8)
     assert degenerate(ramp) is None
     dark = (photograph(1) // 16).astype(np.uint8)  # 0 to 15: a night scene
@@ -110,15 +110,15 @@ def test_empty_backgrounds_of_the_shapes_world_are_something_blurred_and_grainy_
     for seed in range(20):
         for background in world.BACKGROUNDS:
             for texture in world.TEXTURES:
-                picture = np.asarray(world.render(world.Scene((), None, background, texture), random.Random(seed)))
-                assert degenerate(picture) is None
-                decoded = ndimage.gaussian_filter(picture.astype(float), (0.6, 0.6, 0)) + source.normal(
-                    0, 1.5, picture.shape
+                image = np.asarray(world.render(world.Scene((), None, background, texture), random.Random(seed)))
+                assert degenerate(image) is None
+                decoded = ndimage.gaussian_filter(image.astype(float), (0.6, 0.6, 0)) + source.normal(
+                    0, 1.5, image.shape
                 )
                 assert degenerate(np.clip(decoded, 0, 255).astype(np.uint8)) is None
 
 
-def test_large_plain_pictures_are_flat_whatever_the_colour() -> None:
+def test_large_plain_images_are_flat_whatever_the_colour() -> None:
     for colour in world.BACKGROUNDS.values():
         assert degenerate(np.asarray(Image.new("RGB", (512, 512), colour))) == "flat"
 
@@ -132,6 +132,6 @@ def test_large_plain_pictures_are_flat_whatever_the_colour() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_what_is_no_picture_is_refused(wrong: NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match=r"expected a \(height, width, 3\) uint8 picture"):
+def test_what_is_no_image_is_refused(wrong: NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match=r"expected a \(height, width, 3\) uint8 image"):
         degenerate(wrong)

@@ -16,7 +16,8 @@ from transformers import BertConfig, Dinov2Config, Dinov2Model
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, dinov2
+from harness.scorers import dinov2
+from harness.scorers._batching import Image
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def class_token(folder: str, image: Image) -> np.ndarray:
-    """By hand: shorter side to 256 (bicubic), the middle 224, ImageNet's mean and deviation, one picture."""
+    """By hand: shorter side to 256 (bicubic), the middle 224, ImageNet's mean and deviation, one image."""
     height, width = image.shape[:2]
     scale = 256 / min(height, width)
     size = (int(width * scale), int(height * scale))
@@ -64,7 +65,7 @@ def drawn() -> list[Image]:
     return [group(512, 512, 0), group(300, 420, 1), noise, np.full((224, 224, 3), 128, np.uint8)]
 
 
-def test_pictures_compare_by_the_cosine_of_their_class_tokens(folder: str) -> None:
+def test_images_compare_by_the_cosine_of_their_class_tokens(folder: str) -> None:
     images = drawn()
     references = [*images[1:], images[0]]
     found = scorers.load("dinov2", {"source": folder, "micro_batch": 3})(images, references)["dinov2_cosine"]
@@ -75,7 +76,7 @@ def test_pictures_compare_by_the_cosine_of_their_class_tokens(folder: str) -> No
     assert pa.array(found, type=dinov2.COLUMNS["dinov2_cosine"]).null_count == 0
 
 
-def test_pairs_score_alike_in_any_company_and_a_picture_is_like_itself(folder: str) -> None:
+def test_pairs_score_alike_in_any_company_and_an_image_is_like_itself(folder: str) -> None:
     images = drawn()
     references = images[::-1]
     scorer = scorers.load("dinov2", {"source": folder, "micro_batch": 3})
@@ -89,7 +90,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(folder: str) -
     image, other = drawn()[:2]
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("dinov2", {"source": folder})([image, bad, image, image], [other, image, None, bad])
-    assert found["dinov2_error"] == [None, "not-a-picture", None, "reference-not-a-picture"]
+    assert found["dinov2_error"] == [None, "not-a-image", None, "reference-not-a-image"]
     assert [value is None for value in found["dinov2_cosine"]] == [False, True, True, True]
 
 

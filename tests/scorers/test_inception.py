@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from harness import scorers
 from harness.errors import UserError
-from harness.metrics.fid import fid
-from harness.scorers import Image, inception
+from harness.metrics.frechet import fid
 from harness.scorers import _inception_net as networks
+from harness.scorers import inception
+from harness.scorers._batching import Image
 
 
 def random_weights() -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ class Walk:
         height, width = self._state[f"{name}.conv.weight"].shape[2:]
         return self.unit(name, x, padding=(height // 2, width // 2))
 
-    def chain(self, names: list[str], x: Tensor) -> Tensor:
+    def condition(self, names: list[str], x: Tensor) -> Tensor:
         for name in names:
             x = self.same(name, x)
         return x
@@ -77,16 +78,21 @@ class Walk:
 
     def a(self, m: str, x: Tensor) -> Tensor:
         fives, threes = [f"{m}.branch5x5_{i}" for i in (1, 2)], [f"{m}.branch3x3dbl_{i}" for i in (1, 2, 3)]
-        parts = [self.same(f"{m}.branch1x1", x), self.chain(fives, x), self.chain(threes, x), self.pooled(m, x)]
+        parts = [self.same(f"{m}.branch1x1", x), self.condition(fives, x), self.condition(threes, x), self.pooled(m, x)]
         return torch.cat(parts, 1)
 
     def c(self, m: str, x: Tensor) -> Tensor:
         sevens, doubles = [f"{m}.branch7x7_{i}" for i in (1, 2, 3)], [f"{m}.branch7x7dbl_{i}" for i in range(1, 6)]
-        parts = [self.same(f"{m}.branch1x1", x), self.chain(sevens, x), self.chain(doubles, x), self.pooled(m, x)]
+        parts = [
+            self.same(f"{m}.branch1x1", x),
+            self.condition(sevens, x),
+            self.condition(doubles, x),
+            self.pooled(m, x),
+        ]
         return torch.cat(parts, 1)
 
     def e(self, m: str, x: Tensor, largest: bool) -> Tensor:
-        threes, doubles = self.same(f"{m}.branch3x3_1", x), self.chain([f"{m}.branch3x3dbl_{i}" for i in (1, 2)], x)
+        threes, doubles = self.same(f"{m}.branch3x3_1", x), self.condition([f"{m}.branch3x3dbl_{i}" for i in (1, 2)], x)
         pool = self.same(f"{m}.branch_pool", functional.max_pool2d(x, 3, 1, 1)) if largest else self.pooled(m, x)
         parts = [
             self.same(f"{m}.branch1x1", x),
@@ -104,13 +110,13 @@ class Walk:
         for letter in "bcd":
             x = self.a(f"Mixed_5{letter}", x)
         m, pool = "Mixed_6a", functional.max_pool2d(x, 3, 2)
-        double = self.chain([f"{m}.branch3x3dbl_{i}" for i in (1, 2)], x)
+        double = self.condition([f"{m}.branch3x3dbl_{i}" for i in (1, 2)], x)
         x = torch.cat([self.unit(f"{m}.branch3x3", x, 2), self.unit(f"{m}.branch3x3dbl_3", double, 2), pool], 1)
         for letter in "bcde":
             x = self.c(f"Mixed_6{letter}", x)
         m, pool = "Mixed_7a", functional.max_pool2d(x, 3, 2)
         threes = self.unit(f"{m}.branch3x3_2", self.same(f"{m}.branch3x3_1", x), 2)
-        sevens = self.unit(f"{m}.branch7x7x3_4", self.chain([f"{m}.branch7x7x3_{i}" for i in (1, 2, 3)], x), 2)
+        sevens = self.unit(f"{m}.branch7x7x3_4", self.condition([f"{m}.branch7x7x3_{i}" for i in (1, 2, 3)], x), 2)
         x = torch.cat([threes, sevens, pool], 1)
         return self.e("Mixed_7c", self.e("Mixed_7b", x, largest=False), largest=True).mean((2, 3))
 
@@ -157,7 +163,7 @@ def test_features_are_torch_fidelitys(file: str) -> None:
 
 
 def cubic(size: int) -> np.ndarray:
-    """(299, size): Keys' kernel with a = -1/2, as wide as a step where the picture shrinks."""
+    """(299, size): Keys' kernel with a = -1/2, as wide as a step where the image shrinks."""
     step = size / 299
     wide = max(step, 1.0)
     away = np.abs((np.arange(size) + 0.5)[None] - (np.arange(299) + 0.5)[:, None] * step) / wide
@@ -195,23 +201,23 @@ def test_the_ways_to_scale_give_other_features(file: str) -> None:
     assert not near(one, np.asarray(two))
 
 
-def test_a_picture_has_the_same_features_in_any_company(scorer: inception.Inception) -> None:
+def test_an_image_has_the_same_features_in_any_company(scorer: inception.Inception) -> None:
     images = noise(3)
     together = scorer(images)["inception_features"]
     assert scorer(images[::-1])["inception_features"][::-1] == together
     assert scorer(images[1:2])["inception_features"] == together[1:2]
 
 
-def test_one_bad_picture_costs_no_other_its_features(scorer: inception.Inception) -> None:
+def test_one_bad_image_costs_no_other_its_features(scorer: inception.Inception) -> None:
     found = scorer([noise(1)[0], np.zeros((4, 4), np.uint8)])
-    assert found["inception_error"] == [None, "not-a-picture"]
+    assert found["inception_error"] == [None, "not-a-image"]
     assert [value is None for value in found["inception_features"]] == [False, True]
     broken = networks.network()
     next(iter(broken.parameters())).data[:] = float("nan")
     assert inception.Inception(broken.eval(), "clean", 1)(noise(1))["inception_error"] == ["not-finite"]
 
 
-def test_features_of_other_pictures_are_farther(scorer: inception.Inception) -> None:
+def test_features_of_other_images_are_farther(scorer: inception.Inception) -> None:
     rng = np.random.default_rng(0)
     flat = [np.full((64, 64, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(2)]
     noisy, others, plain = (np.asarray(scorer(s)["inception_features"]) for s in (noise(2), noise(2, seed=1), flat))

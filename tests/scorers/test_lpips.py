@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, lpips
 from harness.scorers import _lpips_net as networks
+from harness.scorers import lpips
+from harness.scorers._batching import Image
 
 # Convolutions of torchvision's networks: index in ``features``, channels out and in, kernel.
 CONVOLUTIONS = {
@@ -69,8 +70,8 @@ def formula(net: str, first: Image, second: Image) -> float:
     last = {"alex": 11, "vgg": 29}[net]
     taps = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}[net]
     found = []
-    for picture in (first, second):
-        x = torch.from_numpy(picture.astype(np.float64).transpose(2, 0, 1)[None]) / 127.5 - 1
+    for image in (first, second):
+        x = torch.from_numpy(image.astype(np.float64).transpose(2, 0, 1)[None]) / 127.5 - 1
         x = (x - torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)) / torch.tensor([0.458, 0.448, 0.450]).view(
             3, 1, 1
         )
@@ -118,7 +119,7 @@ def test_it_is_the_packages(net: str, size: int, files: dict[str, Any]) -> None:
     images, references = noise(3, size, size), [group(size, size, 1), *noise(2, size, size, seed=7)]
     with torch.no_grad():
         expected = [
-            float(theirs(*(package.im2tensor(picture) for picture in pair)))
+            float(theirs(*(package.im2tensor(image) for image in pair)))
             for pair in zip(images, references, strict=True)
         ]
     assert ours(images, references)[f"lpips_{net}"] == pytest.approx(expected, rel=1e-4)
@@ -144,14 +145,14 @@ def test_pairs_score_alike_in_any_company(files: dict[str, Any]) -> None:
 
 def test_more_blur_is_less_alike(files: dict[str, Any]) -> None:
     image = group(64, 64, 2)
-    picture = Pillow.fromarray(image)
-    coarse = [np.asarray(picture.resize((n, n)).resize((64, 64))) for n in (56, 32, 12, 4)]
+    shown_image = Pillow.fromarray(image)
+    coarse = [np.asarray(shown_image.resize((n, n)).resize((64, 64))) for n in (56, 32, 12, 4)]
     found = scorers.load("lpips", {**files, "nets": ["alex"]})(coarse, [image] * 4)["lpips_alex"]
     assert found == sorted(found)
 
 
 @pytest.mark.parametrize("resize", lpips.RESIZES)
-def test_pictures_are_scaled_first(resize: str, files: dict[str, Any]) -> None:
+def test_images_are_scaled_first(resize: str, files: dict[str, Any]) -> None:
     """The two published ways: OpenCV's samples, Pillow's averages."""
     images = [group(512, 512, 0), group(300, 200, 1), group(64, 64, 2)]
     scorer = scorers.load("lpips", {**files, "nets": ["alex"], "resize": resize})
@@ -188,7 +189,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(files: dict[st
     image, other = noise(2)
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("lpips", files)([image, bad, image, image], [other, image, None, bad])
-    assert found["lpips_error"] == [None, "not-a-picture", None, "reference-not-a-picture"]
+    assert found["lpips_error"] == [None, "not-a-image", None, "reference-not-a-image"]
     for name, kind in lpips.COLUMNS.items():
         assert [value is None for value in found[name]] == [False, True, True, True]
         assert pa.array(found[name], type=kind).null_count == 3

@@ -23,12 +23,12 @@ from harness import scorers
 from harness.errors import UserError
 from harness.scorers import nudenet
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 SIZES = [(512, 512), (320, 320), (32, 32), (640, 480), (200, 700), (1, 1), (333, 17), (64, 65)]  # width, height
 
 
-def drawn(width: int, height: int, seed: int) -> Picture:
+def drawn(width: int, height: int, seed: int) -> ImageArray:
     return (group if min(width, height) > 50 else portrait)(width, height, seed)
 
 
@@ -71,13 +71,13 @@ def test_detections_of_a_file_are_the_packages(
     package: NudeDetector, ours: nudenet.NudeNet, size: tuple[int, int], tmp_path: Path
 ) -> None:
     for seed in range(3):
-        picture = drawn(*size, seed)
+        image = drawn(*size, seed)
         path = tmp_path / f"{seed}.png"
-        Image.fromarray(picture).save(path)
-        assert as_package(ours([picture])["nudenet_detections"][0]) == package.detect(str(path))
+        Image.fromarray(image).save(path)
+        assert as_package(ours([image])["nudenet_detections"][0]) == package.detect(str(path))
 
 
-def test_the_drawn_pictures_wake_the_network(ours: nudenet.NudeNet) -> None:
+def test_the_drawn_images_wake_the_network(ours: nudenet.NudeNet) -> None:
     found = ours([drawn(512, 512, seed) for seed in range(3)])["nudenet_detections"]
     assert sum(len(boxes) for boxes in found) >= 5
 
@@ -87,28 +87,28 @@ def test_detections_of_a_grey_file_are_the_packages(
 ) -> None:
     grey = Image.fromarray(drawn(300, 400, 5)).convert("L")
     grey.save(tmp_path / "grey.png")
-    picture = np.asarray(Image.open(tmp_path / "grey.png").convert("RGB"))
-    assert as_package(ours([picture])["nudenet_detections"][0]) == package.detect(str(tmp_path / "grey.png"))
+    image = np.asarray(Image.open(tmp_path / "grey.png").convert("RGB"))
+    assert as_package(ours([image])["nudenet_detections"][0]) == package.detect(str(tmp_path / "grey.png"))
 
 
 def test_detections_of_encoded_bytes_are_the_packages(package: NudeDetector, ours: nudenet.NudeNet) -> None:
     file = io.BytesIO()
-    picture = drawn(512, 400, 6)
-    Image.fromarray(picture).save(file, "PNG")
-    assert as_package(ours([picture])["nudenet_detections"][0]) == package.detect(file.getvalue())
+    image = drawn(512, 400, 6)
+    Image.fromarray(image).save(file, "PNG")
+    assert as_package(ours([image])["nudenet_detections"][0]) == package.detect(file.getvalue())
 
 
 def test_rgb_order_is_the_packages_for_an_array(package: NudeDetector) -> None:
     rgb = nudenet.load({"channel_order": "rgb"})
-    pictures = [drawn(512, 512, seed) for seed in range(3)]
-    assert [as_package(d) for d in rgb(pictures)["nudenet_detections"]] == [package.detect(p) for p in pictures]
+    images = [drawn(512, 512, seed) for seed in range(3)]
+    assert [as_package(d) for d in rgb(images)["nudenet_detections"]] == [package.detect(p) for p in images]
 
 
 def test_channel_orders_differ_by_a_swap_of_red_and_blue(ours: nudenet.NudeNet) -> None:
-    picture = drawn(100, 80, 1)
+    image = drawn(100, 80, 1)
     rgb = nudenet.load({"channel_order": "rgb"})
-    assert np.array_equal(ours.prepare(picture).blob, rgb.prepare(picture).blob[:, ::-1])
-    assert np.array_equal(ours.prepare(picture).blob, rgb.prepare(np.ascontiguousarray(picture[..., ::-1])).blob)
+    assert np.array_equal(ours.prepare(image).blob, rgb.prepare(image).blob[:, ::-1])
+    assert np.array_equal(ours.prepare(image).blob, rgb.prepare(np.ascontiguousarray(image[..., ::-1])).blob)
 
 
 def test_padding_is_black_at_the_right_and_bottom(ours: nudenet.NudeNet) -> None:
@@ -185,11 +185,11 @@ def test_detected_scores_are_the_best_of_each_labels_detections() -> None:
 
 
 def test_best_scores_are_the_columns_maxima(ours: nudenet.NudeNet) -> None:
-    pictures = [drawn(512, 512, seed) for seed in range(2)]
-    found = ours(pictures)
+    images = [drawn(512, 512, seed) for seed in range(2)]
+    found = ours(images)
     name = ours.session.get_inputs()[0].name
-    for i, picture in enumerate(pictures):
-        raw = ours.session.run(None, {name: ours.prepare(picture).blob})[0][0]
+    for i, image in enumerate(images):
+        raw = ours.session.run(None, {name: ours.prepare(image).blob})[0][0]
         for j, label in enumerate(nudenet.LABELS):
             assert found[f"nudenet_{label.lower()}"][i] == raw[4 + j].max()
         for detection in found["nudenet_detections"][i]:
@@ -197,18 +197,18 @@ def test_best_scores_are_the_columns_maxima(ours: nudenet.NudeNet) -> None:
             assert detection["score"] <= found[f"nudenet_detected_{label}"][i] <= found[f"nudenet_{label}"][i]
 
 
-def test_a_picture_scores_alike_in_any_micro_batch_beside_any_other(ours: nudenet.NudeNet) -> None:
-    pictures = [drawn(*SIZES[i % 4], i) for i in range(5)]
-    alone = ours(pictures)
+def test_an_image_scores_alike_in_any_micro_batch_beside_any_other(ours: nudenet.NudeNet) -> None:
+    images = [drawn(*SIZES[i % 4], i) for i in range(5)]
+    alone = ours(images)
     for size in (2, 4):
         batched = nudenet.load({"micro_batch": size})
-        together, reversed_ = batched(pictures), batched(pictures[::-1])
+        together, reversed_ = batched(images), batched(images[::-1])
         for name in scorers.columns("nudenet"):
             assert together[name] == reversed_[name][::-1]
             assert together[name] == alone[name]
 
 
-def test_no_pictures_give_empty_columns(ours: nudenet.NudeNet) -> None:
+def test_no_images_give_empty_columns(ours: nudenet.NudeNet) -> None:
     assert set(ours([])) == {*nudenet.COLUMNS, "nudenet_error"}
     assert all(column == [] for column in ours([]).values())
 
@@ -218,16 +218,16 @@ def test_columns_hold_their_arrow_types(ours: nudenet.NudeNet) -> None:
     found = ours([drawn(128, 128, 1), bad])
     for name, kind in nudenet.COLUMNS.items():
         assert pa.array(found[name], type=kind).null_count == 1, name
-    assert found["nudenet_error"] == [None, "not-a-picture"]
+    assert found["nudenet_error"] == [None, "not-a-image"]
 
 
-def test_one_bad_picture_costs_no_other_its_scores(ours: nudenet.NudeNet) -> None:
+def test_one_bad_image_costs_no_other_its_scores(ours: nudenet.NudeNet) -> None:
     good = drawn(128, 128, 1)
     batched = nudenet.load({"micro_batch": 4})
     bad = [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3), np.float32)]
     for scorer in (ours, batched):
         found = scorer([bad[0], good, bad[1], bad[2], good])
-        assert found["nudenet_error"] == ["not-a-picture", None, "not-a-picture", "not-a-picture", None]
+        assert found["nudenet_error"] == ["not-a-image", None, "not-a-image", "not-a-image", None]
         assert found["nudenet_face_male"][1] == found["nudenet_face_male"][4] == scorer([good])["nudenet_face_male"][0]
 
 
@@ -251,17 +251,17 @@ def test_another_network_is_taken_by_path_at_its_own_size(tmp_path: Path) -> Non
     shutil.copy(nudenet.weights({})[0], path)
     ours = nudenet.load({"model": str(path), "resolution": 640})
     package = NudeDetector(model_path=str(path), inference_resolution=640)
-    pictures = [drawn(512, 512, 0), drawn(640, 480, 1)]
-    found = ours(pictures)["nudenet_detections"]
-    for picture, boxes in zip(pictures, found, strict=True):
-        assert as_package(boxes) == package.detect(np.ascontiguousarray(picture[..., ::-1]))
-    assert found != nudenet.load({})(pictures)["nudenet_detections"]
+    images = [drawn(512, 512, 0), drawn(640, 480, 1)]
+    found = ours(images)["nudenet_detections"]
+    for image, boxes in zip(images, found, strict=True):
+        assert as_package(boxes) == package.detect(np.ascontiguousarray(image[..., ::-1]))
+    assert found != nudenet.load({})(images)["nudenet_detections"]
     assert sum(map(len, found)) > 0
     assert nudenet.weights({"model": str(path)}) == [path]
 
 
 def detector(inputs: list[int | str], labels: int) -> bytes:
-    """A network that gives a detector's output: one anchor, its numbers those of the picture's channels."""
+    """A network that gives a detector's output: one anchor, its numbers those of the image's channels."""
     rows = np.zeros((3, 4 + labels), np.float32)
     return tiny_onnx.network(
         [

@@ -14,5 +14,5 @@ def test_the_benchmark_runs_as_a_file_and_finds_identical_detections() -> None:
     done = subprocess.run(
         [sys.executable, str(script), "--images", "2", "--rounds", "1"], capture_output=True, text=True, check=True
     )
-    assert "Identical detections: 2/2 pictures" in done.stdout
+    assert "Identical detections: 2/2 images" in done.stdout
     assert done.stdout.count("\n|") == 3

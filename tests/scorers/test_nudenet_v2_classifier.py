@@ -16,7 +16,8 @@ from scipy.special import softmax
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, nudenet_v2_classifier
+from harness.scorers import nudenet_v2_classifier
+from harness.scorers._batching import Image
 
 WEIGHT = np.array([[9.0, -7.0], [-11.0, 5.0], [3.0, 2.0]])
 BIAS = np.array([0.3, -0.2])
@@ -61,7 +62,7 @@ def test_channels_are_in_the_order_of_rgb(model: str) -> None:
 
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_pictures_are_sampled_not_averaged(model: str, height: int, width: int, seed: int) -> None:
+def test_images_are_sampled_not_averaged(model: str, height: int, width: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pixels = scorers.load("nudenet_v2_classifier", {"model": model}).prepare(image)
     assert pixels.shape == (256, 256, 3)
@@ -70,7 +71,7 @@ def test_pictures_are_sampled_not_averaged(model: str, height: int, width: int, 
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_a_picture_scores_alike_beside_any_other(size: int, model: str) -> None:
+def test_an_image_scores_alike_beside_any_other(size: int, model: str) -> None:
     images = drawn()
     scorer = scorers.load("nudenet_v2_classifier", {"model": model, "micro_batch": size})
     together = scorer(images)["nudenet_v2_classifier_unsafe"]
@@ -78,10 +79,10 @@ def test_a_picture_scores_alike_beside_any_other(size: int, model: str) -> None:
     assert [scorer([image])["nudenet_v2_classifier_unsafe"][0] for image in images] == together
 
 
-def test_one_bad_picture_costs_no_other_its_score(model: str, tmp_path: Path) -> None:
+def test_one_bad_image_costs_no_other_its_score(model: str, tmp_path: Path) -> None:
     images = [drawn()[0], np.zeros((4, 4), np.uint8), np.full((9, 9, 3), 255, np.uint8)]
     found = scorers.load("nudenet_v2_classifier", {"model": model, "micro_batch": 2})(images)
-    assert found["nudenet_v2_classifier_error"] == [None, "not-a-picture", None]
+    assert found["nudenet_v2_classifier_error"] == [None, "not-a-image", None]
     (tmp_path / "nan.onnx").write_bytes(tiny_onnx.classifier(WEIGHT, np.array([np.nan, 0])))
     found = scorers.load("nudenet_v2_classifier", {"model": str(tmp_path / "nan.onnx")})(images[:1])
     assert found == {"nudenet_v2_classifier_unsafe": [None], "nudenet_v2_classifier_error": ["not-finite"]}

@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model, YolosConfig, YolosForObjectD
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image
+from harness.scorers._batching import Image
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EDGE = 64  # of the small detector's input
@@ -94,7 +94,7 @@ def test_a_score_does_not_depend_on_company_not_even_of_another_size(folder: str
     assert [scorer([image])["person_score"][0] for image in images] == pytest.approx(together, abs=1e-6)
 
 
-def test_a_picture_in_which_nobody_is_found_scores_0(folder: str, tmp_path: Path) -> None:
+def test_an_image_in_which_nobody_is_found_scores_0(folder: str, tmp_path: Path) -> None:
     network = YolosForObjectDetection.from_pretrained(folder)
     with torch.no_grad():
         network.class_labels_classifier.layers[-1].bias[PERSON] = -1e4
@@ -103,9 +103,9 @@ def test_a_picture_in_which_nobody_is_found_scores_0(folder: str, tmp_path: Path
     assert scorers.load("person", {"source": str(tmp_path)})(drawn())["person_score"] == [0.0] * 5
 
 
-def test_bad_pictures_and_bad_numbers_are_errors_of_their_own(folder: str, tmp_path: Path) -> None:
+def test_bad_images_and_bad_numbers_are_errors_of_their_own(folder: str, tmp_path: Path) -> None:
     found = scorers.load("person", {"source": folder})([drawn()[0], np.zeros((4, 4), np.uint8)])
-    assert found["person_error"] == [None, "not-a-picture"]
+    assert found["person_error"] == [None, "not-a-image"]
     assert [score is None for score in found["person_score"]] == [False, True]
     network = YolosForObjectDetection.from_pretrained(folder)
     with torch.no_grad():

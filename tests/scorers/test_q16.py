@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.special import softmax
 
-from harness import clip, scorers
+from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, q16
+from harness.models import clip
+from harness.scorers import q16
+from harness.scorers._batching import Image
 
 SHAPES = "package:harness/shapes/weights/clip"
 WIDTH = 768
 
 
 class Tower:
-    """An image tower whose features are looked up by a picture's first pixel."""
+    """An image tower whose features are looked up by an image's first pixel."""
 
     def __init__(self, features: np.ndarray) -> None:
         self._features = torch.from_numpy(features)
@@ -35,7 +37,7 @@ class Tower:
         return self._features[[int(image[0, 0, 0]) for image in images]]
 
 
-def pictures(count: int) -> list[Image]:
+def images(count: int) -> list[Image]:
     return [np.full((3, 3, 3), i, dtype=np.uint8) for i in range(count)]
 
 
@@ -61,7 +63,7 @@ def test_it_is_the_softmax_of_a_hundred_cosines(seed: int, scale: float) -> None
     rng = np.random.default_rng(seed)
     learned = prompts(seed=seed).astype(np.float64)
     features = (rng.normal(size=(7, WIDTH)) + learned[rng.integers(0, 2, 7)] * rng.random((7, 1))).astype(np.float32)
-    found = q16.Q16(Tower(scale * features), learned, 4)(pictures(7))["q16_probability"]
+    found = q16.Q16(Tower(scale * features), learned, 4)(images(7))["q16_probability"]
     x = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     e = learned / np.linalg.norm(learned, axis=1, keepdims=True)
     assert found == pytest.approx(softmax(100 * x @ e.T, axis=1)[:, 1].tolist(), rel=1e-5, abs=1e-12)
@@ -70,7 +72,7 @@ def test_it_is_the_softmax_of_a_hundred_cosines(seed: int, scale: float) -> None
 def test_a_feature_at_a_prompt_has_its_label() -> None:
     learned = prompts().astype(np.float64)
     features = np.stack([learned[0], learned[1], learned[0] + learned[1]]).astype(np.float32)
-    low, high, between = q16.Q16(Tower(features), learned, 2)(pictures(3))["q16_probability"]
+    low, high, between = q16.Q16(Tower(features), learned, 2)(images(3))["q16_probability"]
     assert low < 0.5 < high
     assert low < between < high
 
@@ -78,13 +80,13 @@ def test_a_feature_at_a_prompt_has_its_label() -> None:
 def test_a_feature_that_is_not_finite_costs_no_other_its_score() -> None:
     features = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
     features[1, 3], features[2] = np.nan, 0
-    found = q16.Q16(Tower(features), prompts().astype(np.float64), 3)([*pictures(4), np.zeros((3, 3), np.uint8)])
-    assert found["q16_error"] == [None, "not-finite", "not-finite", None, "not-a-picture"]
+    found = q16.Q16(Tower(features), prompts().astype(np.float64), 3)([*images(4), np.zeros((3, 3), np.uint8)])
+    assert found["q16_error"] == [None, "not-finite", "not-finite", None, "not-a-image"]
     assert [value is None for value in found["q16_probability"]] == [False, True, True, False, True]
 
 
 def test_whole_scorer_on_a_real_tower(tmp_path: Path) -> None:
-    """The world's CLIP in the place of ViT-L/14; every picture scores alike whatever its batch-mates."""
+    """The world's CLIP in the place of ViT-L/14; every image scores alike whatever its batch-mates."""
     tower = clip.load({"source": SHAPES})
     learned = prompts(tower.width)
     path = written(tmp_path / "prompts.p", learned)

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from portraits import group
 from transformers import CLIPConfig, CLIPModel
 
-from harness import cards, clip, scorers
+from harness import scorers
+from harness.cards.base import card_roots
+from harness.cards.load import load_card
+from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.policies import verdicts
-from harness.scorers import Image, saferedir_head
+from harness.metrics.policies import verdicts
+from harness.models import clip
+from harness.scorers import saferedir_head
+from harness.scorers._batching import Image
 
 SHAPES = Path(scorers.__file__).parents[1] / "shapes/weights/clip"
 PUBLISHED = {  # names and shapes of IGMU's classifier_head.pth
@@ -96,7 +101,7 @@ def test_probabilities_are_those_of_the_formula_turned_to_the_concept(tower: str
         of_label_one = np.array([1 / (1 + np.exp(-logit(x, weights))) for x in features])
         own = found[f"saferedir_head_probability_{task}"]
         assert own == pytest.approx(of_label_one if first else 1 - of_label_one, abs=1e-5)
-        assert max(own) - min(own) > 0.01  # the pictures do differ
+        assert max(own) - min(own) > 0.01  # the images do differ
     assert found["saferedir_head_error"] == [None] * len(images)
     for name, kind in scorers.columns("saferedir_head").items():
         assert pa.array(found[name], type=kind).null_count == 0
@@ -124,10 +129,10 @@ def test_scores_do_not_depend_on_company(tower: str, heads: dict[str, str]) -> N
     assert [scorer([image])[column][0] for image in images] == pytest.approx(together, abs=1e-6)
 
 
-def test_a_bad_picture_costs_no_other_its_score(tower: str, heads: dict[str, str]) -> None:
+def test_a_bad_image_costs_no_other_its_score(tower: str, heads: dict[str, str]) -> None:
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("saferedir_head", {"source": tower, **heads})([drawn()[0], bad])
-    assert found["saferedir_head_error"] == [None, "not-a-picture"]
+    assert found["saferedir_head_error"] == [None, "not-a-image"]
     assert [p is None for p in found["saferedir_head_probability_nudity"]] == [False, True]
 
 
@@ -157,7 +162,7 @@ def test_policies_predict_the_concept_where_the_rounded_sigmoid_says_its_label(l
         ("van_gogh", "saferedir-van-gogh"),
     ):
         label = saferedir_head.CONCEPT_LABEL[task]
-        card = cards.load("policy", name, cards.roots())
+        card = load_card(PolicyCard, name, card_roots())
         values = [saferedir_head.probability(z, label) for z in logits]
         table = pa.table({card.rule.any_of[0]: pa.array(values, pa.float32())})
         rounded = torch.sigmoid(torch.tensor(logits)).round().tolist()  # as benchmark.py: a half to even, 0

@@ -1,4 +1,4 @@
-"""Scorers are found by their file's stem, and one bad picture is no other's business."""
+"""Scorers are found by their file's stem, and one bad image is no other's business."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def mean(image: scorers.Image) -> float:
 
 
 @given(st.lists(st.integers(0, 255), max_size=14))
-def test_bad_pictures_cost_no_other_its_scores(levels: list[int]) -> None:
+def test_bad_images_cost_no_other_its_scores(levels: list[int]) -> None:
     images = [np.full((2, 2, 3), level, dtype=np.uint8) for level in levels]
     found = scorers.in_micro_batches("shapes_oracle", images, mean, mean_scores, 4)
     assert found["shapes_oracle_star"] == [float(level) if level else None for level in levels]
@@ -96,7 +96,7 @@ def plain(level: int, size: int = 2) -> scorers.Image:
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.none() | st.integers(0, 255)), max_size=14))
-def test_a_picture_without_a_reference_has_no_score_and_no_error(levels: list[tuple[int, int | None]]) -> None:
+def test_an_image_without_a_reference_has_no_score_and_no_error(levels: list[tuple[int, int | None]]) -> None:
     found = scorers.pairs_in_micro_batches(
         "shapes_oracle",
         [plain(a) for a, _ in levels],
@@ -120,11 +120,11 @@ def test_a_bad_pair_costs_no_other_its_scores() -> None:
         4,
     )
     assert found["shapes_oracle_star"] == [4.0, None, None, None, None]
-    codes = [None, "not-a-picture", "reference-not-a-picture", "sizes-differ", None]
+    codes = [None, "not-a-image", "reference-not-a-image", "sizes-differ", None]
     assert found["shapes_oracle_error"] == codes
 
 
-def test_a_picture_without_a_text_has_no_score_and_no_error() -> None:
+def test_an_image_without_a_text_has_no_score_and_no_error() -> None:
     found = scorers.texts_in_micro_batches(
         "shapes_oracle",
         [plain(1), plain(2), plain(3), np.zeros((2, 2), np.uint8)],
@@ -134,10 +134,10 @@ def test_a_picture_without_a_text_has_no_score_and_no_error() -> None:
         4,
     )
     assert found["shapes_oracle_star"] == [2.0, None, 3.0, None]
-    assert found["shapes_oracle_error"] == [None, None, None, "not-a-picture"]
+    assert found["shapes_oracle_error"] == [None, None, None, "not-a-image"]
 
 
-def test_as_many_references_and_texts_as_pictures() -> None:
+def test_as_many_references_and_texts_as_images() -> None:
     with pytest.raises(ValueError, match="longer"):
         scorers.pairs_in_micro_batches("shapes_oracle", [plain(1)], [plain(1)] * 2, difference, differences, 4)
     with pytest.raises(ValueError, match="shorter"):

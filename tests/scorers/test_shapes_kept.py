@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, shapes_kept
+from harness.scorers import shapes_kept
+from harness.scorers._batching import Image
 from harness.shapes import oracle, world
 
 STAR, RING = world.Object("star", "red"), world.Object("ring", "blue")
@@ -108,10 +109,10 @@ def test_an_object_that_the_oracle_cannot_name_does_not_count() -> None:
     assert Counter(o.shape for o in read.objects) == {"star": 1, "square": 1}
 
 
-def test_pictures_of_another_size_cost_no_other_its_score() -> None:
+def test_images_of_another_size_cost_no_other_its_score() -> None:
     image, large = draw(scene(STAR, SQUARE)), np.zeros((64, 64, 3), np.uint8)
     found = scorers.load("shapes_kept")([image, large, image, image], [image, image, large, None])
-    assert found["shapes_kept_error"] == [None, "picture-size", "reference-picture-size", None]
+    assert found["shapes_kept_error"] == [None, "image-size", "reference-image-size", None]
     assert found["shapes_kept_objects"] == [True, None, None, None]
     for name, kind in shapes_kept.COLUMNS.items():
         assert pa.array(found[name], type=kind).null_count == 3

@@ -47,11 +47,11 @@ def untrained(tmp_path: Path) -> Path:
 
 
 def test_classifier_gives_each_label_the_sigmoid_of_its_logit(untrained: Path) -> None:
-    _, pictures = scenes(5)
-    found = shapes_classifier.load({"path": str(untrained)})(pictures)
+    _, images = scenes(5)
+    found = shapes_classifier.load({"path": str(untrained)})(images)
     model = ResNetForImageClassification.from_pretrained(untrained, dtype=torch.float32).eval()
     processor = CLIPImageProcessor.from_pretrained(untrained)
-    inputs = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")
+    inputs = processor([Image.fromarray(p) for p in images], return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits.double().numpy()
     for i, label in model.config.id2label.items():
@@ -60,17 +60,17 @@ def test_classifier_gives_each_label_the_sigmoid_of_its_logit(untrained: Path) -
 
 
 def test_classifier_scores_do_not_depend_on_batch_mates(untrained: Path) -> None:
-    _, pictures = scenes(21)
+    _, images = scenes(21)
     scorer = shapes_classifier.load({"path": str(untrained), "micro_batch": 8})
-    together, backwards, alone = scorer(pictures), scorer(pictures[::-1]), [scorer([p]) for p in pictures]
+    together, backwards, alone = scorer(images), scorer(images[::-1]), [scorer([p]) for p in images]
     for name in shapes_classifier.COLUMNS:
         assert together[name] == backwards[name][::-1] == [one[name][0] for one in alone]
 
 
-def test_classifier_says_which_picture_has_another_size(untrained: Path) -> None:
-    _, (picture, *_) = scenes(1)
-    found = shapes_classifier.load({"path": str(untrained)})([picture, np.zeros((64, 64, 3), np.uint8), picture])
-    assert found["shapes_classifier_error"] == [None, "picture-size", None]
+def test_classifier_says_which_image_has_another_size(untrained: Path) -> None:
+    _, (image, *_) = scenes(1)
+    found = shapes_classifier.load({"path": str(untrained)})([image, np.zeros((64, 64, 3), np.uint8), image])
+    assert found["shapes_classifier_error"] == [None, "image-size", None]
     assert found["shapes_classifier_star"][1] is None
     assert found["shapes_classifier_star"][0] == found["shapes_classifier_star"][2]
 
@@ -89,8 +89,8 @@ def test_classifier_names_the_missing_file(tmp_path: Path) -> None:
 
 
 def test_shipped_classifier_knows_what_was_drawn() -> None:
-    drawn, pictures = scenes(300, seed=7)
-    found = scorers.load("shapes_classifier")(pictures)
+    drawn, images = scenes(300, seed=7)
+    found = scorers.load("shapes_classifier")(images)
     for label in ("star", "ring", "striped"):
         right = sum(
             (p > 0.5) == (label in truths(s)) for p, s in zip(found[f"shapes_classifier_{label}"], drawn, strict=True)
@@ -105,10 +105,10 @@ def test_shipped_classifier_knows_what_was_drawn() -> None:
 
 
 def test_oracle_reads_the_scene_into_columns() -> None:
-    drawn, pictures = scenes(60, seed=3)
-    found = scorers.load("shapes_oracle")(pictures)
+    drawn, images = scenes(60, seed=3)
+    found = scorers.load("shapes_oracle")(images)
     for i, scene in enumerate(drawn):
-        read = oracle.read(pictures[i])
+        read = oracle.read(images[i])
         content = json.loads(found["shapes_oracle_scene"][i])
         assert content["objects"] == [[o.shape, o.colour] for o in read.objects]
         assert content["background"] == scene.background
@@ -119,10 +119,10 @@ def test_oracle_reads_the_scene_into_columns() -> None:
         assert right >= 59
 
 
-def test_oracle_says_which_picture_has_another_size() -> None:
-    _, (picture, *_) = scenes(1)
-    found = shapes_oracle.load({})([np.zeros((64, 64, 3), np.uint8), picture])
-    assert found["shapes_oracle_error"] == ["picture-size", None]
+def test_oracle_says_which_image_has_another_size() -> None:
+    _, (image, *_) = scenes(1)
+    found = shapes_oracle.load({})([np.zeros((64, 64, 3), np.uint8), image])
+    assert found["shapes_oracle_error"] == ["image-size", None]
     assert found["shapes_oracle_star"][0] is None
     for name, kind in shapes_oracle.COLUMNS.items():
         assert pa.array(found[name], type=kind).null_count == 1

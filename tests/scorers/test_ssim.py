@@ -13,7 +13,8 @@ from portraits import group
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, ssim
+from harness.scorers import ssim
+from harness.scorers._batching import Image
 
 
 def noisy(image: Image, spread: float, seed: int = 0) -> Image:
@@ -21,7 +22,7 @@ def noisy(image: Image, spread: float, seed: int = 0) -> Image:
     return np.clip(changed, 0, 255).astype(np.uint8)
 
 
-def picture(height: int, width: int, seed: int) -> Image:
+def random_image(height: int, width: int, seed: int) -> Image:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -47,7 +48,7 @@ def windowed(first: np.ndarray, second: np.ndarray) -> float:
 @pytest.mark.parametrize("size", [(11, 11), (16, 23), (31, 12)])
 @pytest.mark.parametrize("spread", [3.0, 40.0])
 def test_it_is_the_formula_window_by_window(size: tuple[int, int], spread: float) -> None:
-    image = picture(*size, seed=1)
+    image = random_image(*size, seed=1)
     other = noisy(image, spread)
     found = scorers.load("ssim")([other], [image])
     a, b = (p.astype(np.float64) for p in (other, image))
@@ -67,7 +68,7 @@ def test_it_is_torchmetrics_where_the_window_lies_inside(change: Callable[[Image
     image = group(256, 192, 3)
     other = np.ascontiguousarray(change(image))
     tensors = [torch.from_numpy(p.astype(np.float64).transpose(2, 0, 1)[None]) for p in (other, image)]
-    # Its own mean takes in the border, where the pictures are reflected.
+    # Its own mean takes in the border, where the images are reflected.
     _, local = functional.structural_similarity_index_measure(*tensors, data_range=255.0, return_full_image=True)
     expected = float(local[..., 5:-5, 5:-5].mean())
     assert scorers.load("ssim")([other], [image])["ssim_rgb"][0] == pytest.approx(expected, abs=1e-7)
@@ -77,7 +78,7 @@ def test_it_is_torchmetrics_where_the_window_lies_inside(change: Callable[[Image
 @settings(max_examples=25, deadline=None)
 def test_one_for_itself_and_the_same_both_ways(height: int, width: int, seed: int) -> None:
     scorer = scorers.load("ssim")
-    one, two = picture(height, width, seed), picture(height, width, seed + 1)
+    one, two = random_image(height, width, seed), random_image(height, width, seed + 1)
     found = scorer([one, one, two], [one, two, one])
     for name in ssim.COLUMNS:
         same, there, back = found[name]
@@ -94,9 +95,9 @@ def test_more_noise_is_less_alike() -> None:
 
 
 def test_what_cannot_be_compared_costs_no_other_its_score() -> None:
-    image, small = picture(20, 20, 0), picture(10, 20, 0)
+    image, small = random_image(20, 20, 0), random_image(10, 20, 0)
     found = scorers.load("ssim")([image, image, small, image], [image, small, small, None])
-    assert found["ssim_error"] == [None, "sizes-differ", "picture-size", None]
+    assert found["ssim_error"] == [None, "sizes-differ", "image-size", None]
     assert [value is None for value in found["ssim_rgb"]] == [False, True, True, True]
     for name, kind in ssim.COLUMNS.items():
         assert pa.array(found[name], type=kind).null_count == 3

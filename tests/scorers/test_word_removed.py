@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers import Image, word_removed
+from harness.scorers import word_removed
+from harness.scorers._batching import Image
 from harness.scorers.word_removed import Left, remove
 from harness.shapes import world
 
@@ -26,7 +27,7 @@ def drawn(count: int) -> list[Image]:
     return [np.asarray(world.render(world.sample_scene(rng), rng)) for _ in range(count)]
 
 
-def test_a_picture_is_scored_against_what_is_left_of_its_prompt() -> None:
+def test_an_image_is_scored_against_what_is_left_of_its_prompt() -> None:
     texts = ["a red STAR on a white background", "a blue ring", "starry star", ""]
     stripped = ["a red on a white background", "a blue ring", "starry", ""]
     images = drawn(4)
@@ -39,7 +40,7 @@ def test_a_picture_is_scored_against_what_is_left_of_its_prompt() -> None:
         assert pa.array(found[name], type=kind).null_count == 0
 
 
-def test_a_prompt_with_the_words_and_one_without_give_one_picture_one_score() -> None:
+def test_a_prompt_with_the_words_and_one_without_give_one_image_one_score() -> None:
     (image,) = drawn(1)
     found = scorers.load("word_removed", {"source": SHAPES, "words": ["star"]})(
         [image, image], ["a red star on a black background", "a red on a black background"]
@@ -58,7 +59,7 @@ def test_scores_do_not_depend_on_batch_mates_and_gaps_stay_gaps() -> None:
     alone = [scorer([i], [t])["word_removed_percent"][0] for i, t in zip(images, texts, strict=True)]
     assert alone == together["word_removed_percent"]
     bad = scorer([np.zeros((2, 2), np.uint8)], ["a star"])
-    assert (bad["word_removed_error"], bad["word_removed_count"]) == (["not-a-picture"], [None])
+    assert (bad["word_removed_error"], bad["word_removed_count"]) == (["not-a-image"], [None])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_comma_that_is_left_behind_a_blank_changes_no_token() -> None:
     """As said where blanks are tidied; by the tokenizer of CLIP's class."""
     from transformers import AutoTokenizer
 
-    from harness.pretrained import place
+    from harness.models.loading import place
 
     tokenizer = AutoTokenizer.from_pretrained(place(SHAPES))
     assert tokenizer("a red ring , a star")["input_ids"] == tokenizer("a  red ring, a star")["input_ids"]

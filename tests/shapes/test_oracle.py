@@ -14,14 +14,14 @@ from scipy import ndimage
 
 from harness.shapes import oracle, world
 
-Picture = NDArray[np.float64]
+Image = NDArray[np.float64]
 
 
 def drawn(scene: world.Scene, seed: int) -> NDArray[np.uint8]:
     return np.asarray(world.render(scene, random.Random(seed)))
 
 
-def exact(count: int, spoil: Callable[[Picture], Picture]) -> int:
+def exact(count: int, spoil: Callable[[Image], Image]) -> int:
     """How many of ``count`` random scenes are read exactly after ``spoil``."""
     rng = random.Random("oracle")
     right = 0
@@ -33,7 +33,7 @@ def exact(count: int, spoil: Callable[[Picture], Picture]) -> int:
 
 
 def test_clean_renders_are_read_exactly() -> None:
-    assert exact(400, lambda picture: picture) >= 398
+    assert exact(400, lambda image: image) >= 398
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_clean_renders_are_read_exactly() -> None:
 def test_blur_and_noise_are_tolerated(blur: float, noise: float, least: int) -> None:
     source = np.random.default_rng(0)
 
-    def spoil(picture: Picture) -> Picture:
-        return ndimage.gaussian_filter(picture, (blur, blur, 0)) + source.normal(0, noise, picture.shape)
+    def spoil(image: Image) -> Image:
+        return ndimage.gaussian_filter(image, (blur, blur, 0)) + source.normal(0, noise, image.shape)
 
     assert exact(150, spoil) >= least
 
@@ -86,7 +86,7 @@ def test_shapeless_blobs_are_never_stars_nor_rings() -> None:
 
 def test_noise_holds_no_star() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    assert not any(oracle.has(oracle.read(picture), "star") for picture in noise)
+    assert not any(oracle.has(oracle.read(image), "star") for image in noise)
 
 
 def test_wrong_size_and_unknown_shape_are_refused() -> None:

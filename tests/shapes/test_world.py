@@ -1,4 +1,4 @@
-"""Scenes, pictures and captions: every caption tells the whole scene, every picture is reproducible."""
+"""Scenes, images and captions: every caption tells the whole scene, every image is reproducible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.shapes import turns, world
+from harness.regenerators import questions_shapes
+from harness.shapes import world
 
 SEEDS = st.integers(0, 2**32)
 
@@ -20,7 +21,7 @@ def scene_of(seed: int) -> world.Scene:
 
 @given(SEEDS)
 @settings(deadline=None)
-def test_same_seed_same_picture(seed: int) -> None:
+def test_same_seed_same_image(seed: int) -> None:
     first, second = (np.asarray(world.render(scene_of(seed), random.Random(seed))) for _ in range(2))
     assert first.shape == (32, 32, 3)
     assert first.dtype == np.uint8
@@ -81,21 +82,21 @@ def test_no_two_shapes_share_a_word() -> None:
     assert len(words) == len(set(words))
 
 
-@given(SEEDS, st.sampled_from(list(turns.TURNS)))
+@given(SEEDS, st.sampled_from(list(questions_shapes.TURNS)))
 def test_right_answers_never_name_the_concept_in_the_rewrite(seed: int, concept: str) -> None:
-    answers = turns.answers(scene_of(seed), concept)
-    assert len(answers) == len(turns.TURNS[concept])
-    assert not any(word in answers[-1] for word in turns.words(concept))
+    answers = questions_shapes.answers(scene_of(seed), concept)
+    assert len(answers) == len(questions_shapes.TURNS[concept])
+    assert not any(word in answers[-1] for word in questions_shapes.words(concept))
 
 
 def test_right_answers_of_a_known_scene() -> None:
     scene = world.Scene((world.Object("star", "red"), world.Object("ring", "blue")), "above", "gray", "striped")
-    assert turns.answers(scene, "nudity") == [
+    assert questions_shapes.answers(scene, "nudity") == [
         "a red star above a blue ring on a striped gray background",
         "['red star']",
         "a blue ring on a striped gray background",
     ]
-    assert turns.answers(scene, "van-gogh")[-1] == "a red star above a blue ring on a gray background"
+    assert questions_shapes.answers(scene, "van-gogh")[-1] == "a red star above a blue ring on a gray background"
 
 
 @given(SEEDS)

@@ -1,0 +1,113 @@
+"""Names with other values: ``resafe:alpha=0.5:tokens=8``, ``sd-1-4:scheduler=DDIMScheduler:steps=25``.
+
+What a card says is changed for one run, and the change is part of the name that the tables show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.cards.backbone import BackboneCard
+from harness.cards.load import load_card
+from harness.cards.yaml_file import show
+from harness.errors import UserError, nearest
+
+_SAMPLING = ("steps", "guidance", "scheduler", "width", "height", "micro_batch", "dtype")
+_FLUX = "true_cfg"  # read by FluxPipeline alone
+_T5 = "max_sequence_length"  # read by pipelines with a T5 text encoder, whose cards say it
+
+
+def parse(spec: str, option: str) -> tuple[str, dict[str, str]]:
+    """The card's name, and what is asked to be different.
+
+    Raises:
+        UserError: a part that is no KEY=VALUE.
+    """
+    name, *changes = spec.split(":")
+    asked: dict[str, str] = {}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise UserError(f"{option} {spec!r}: {change!r} is no KEY=VALUE")
+        if key in asked:
+            raise UserError(f"{option} {spec!r}: {key!r} is given twice")
+        asked[key] = value
+    return name, asked
+
+
+def known(spec: str, option: str, asked: Iterable[str], keys: Sequence[str], path: Path) -> None:
+    """Refuse a key that the card at ``path`` does not have.
+
+    Raises:
+        UserError: with the nearest.
+    """
+    for key in asked:
+        if key not in keys:
+            raise UserError(
+                f"{option} {spec!r}: no {key!r}{nearest(key, keys)} (there are: {', '.join(keys)}); see {show(path)}"
+            )
+
+
+def refused(spec: str, option: str, error: ValidationError) -> UserError:
+    """What is wrong with a value, as a user's mistake."""
+    first = error.errors()[0]
+    return UserError(f"{option} {spec!r}: {first['loc'][-1] if first['loc'] else 'value'}: {first['msg']}")
+
+
+def said(value: Any) -> str:
+    """A value as a name says it."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # two values never share a name
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
+    """A backbone's card, sampled as ``spec`` says; its name then says so too.
+
+    Raises:
+        UserError: an unknown card or key, a bad value.
+    """
+    name, asked = parse(spec, "--backbone")
+    card = load_card(BackboneCard, name, roots)
+    if not asked:
+        return card
+    keys = _changeable(card)
+    known(spec, "--backbone", asked, keys, card.path)
+    plain = card.model_dump() | {"path": card.path, "root": card.root}
+    try:
+        changed = BackboneCard.model_validate(plain | asked)
+    except ValidationError as error:
+        raise refused(spec, "--backbone", error) from None
+    differ = [k for k in keys if getattr(changed, k) != getattr(card, k)]
+    if "scheduler" in differ:
+        _scheduler(spec, str(changed.scheduler))
+    return changed.model_copy(update={"name": name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
+
+
+def _changeable(card: BackboneCard) -> tuple[str, ...]:
+    """The keys of the card that a name may change: those that its pipeline reads."""
+    flux = (_FLUX,) if card.pipeline == "FluxPipeline" else ()
+    return (*_SAMPLING, *flux, *((_T5,) if card.max_sequence_length is not None else ()))
+
+
+def _scheduler(spec: str, name: str) -> None:
+    """Refuse what is no scheduler; names are read from diffusers' sources, which are not imported."""
+    import importlib.util
+    import re
+
+    found = importlib.util.find_spec("diffusers")
+    folder = Path(str(found.origin)).parent / "schedulers" if found is not None else None
+    if folder is None or not folder.is_dir():
+        return
+    text = (folder / "__init__.py").read_text(encoding="utf-8")
+    names = sorted(set(re.findall(r'"(\w+Scheduler)"', text)))
+    if names and name not in names:
+        raise UserError(
+            f"--backbone {spec!r}: diffusers has no scheduler {name!r}{nearest(name, names)} (such as DDIMScheduler, "
+            "PNDMScheduler, LMSDiscreteScheduler)"
+        )

@@ -1,0 +1,208 @@
+"""``harness list``, ``describe``, ``diff`` and ``doctor``: look at what there is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import Card, card_roots
+from harness.cards.benchmark import BenchmarkCard
+from harness.cards.defense import DefenseCard
+from harness.cards.judge import JudgeCard
+from harness.cards.load import load_card, load_cards
+from harness.cards.policy import PolicyCard
+from harness.cards.profile import ProfileCard
+from harness.cards.regenerator import RegeneratorCard
+from harness.cards.report import ReportCard
+from harness.cli import options
+from harness.pipeline import prerequisites
+
+# What a person types -> kind of card.
+KINDS: dict[str, type[Card]] = {
+    "backbones": BackboneCard, "defenses": DefenseCard, "regenerators": RegeneratorCard, "judges": JudgeCard,
+    "policies": PolicyCard, "profiles": ProfileCard, "datasets": BenchmarkCard, "reports": ReportCard,
+}  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("list", epilog="Example: harness list defenses")(list_)
+    app.command("describe", epilog="Example: harness describe rece")(describe)
+    app.command("diff", epilog="Example: harness diff runs/rece_i2p_paper_0a1b2c3d runs/rece_i2p_paper_4e5f6a7b")(diff)
+    app.command("doctor", epilog="Example: harness doctor --profile paper")(doctor)
+
+
+def list_(
+    kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}, scorers. Default: all.")] = None,
+    cards: options.Cards = None,
+    json: options.Json = False,
+) -> None:
+    """List what can be chosen, a line each."""
+    from harness import scorers
+    from harness.errors import UserError, nearest
+
+    if kind is not None and kind not in (*KINDS, "scorers"):
+        known = [*KINDS, "scorers"]
+        raise UserError(f"no kind {kind!r}{nearest(kind, known)} (there are: {', '.join(known)})")
+    found: dict[str, dict[str, str]] = {}
+    for plural, cls in KINDS.items():
+        if kind in (None, plural):
+            found[plural] = {c.name: c.summary for c in load_cards(cls, card_roots(cards))}
+    if kind in (None, "scorers"):
+        found["scorers"] = {stem: scorers.summary(stem) for stem in scorers.names()}
+    if json:
+        options.emit(found)
+        return
+    width = max((len(n) for names in found.values() for n in names), default=0)
+    for plural, names in found.items():
+        if names:
+            typer.echo(f"{plural}:" if kind is None else "", nl=kind is None)
+            for name, summary in names.items():
+                typer.echo(f"  {name:<{width}}  {summary}")
+
+
+def describe(
+    name: Annotated[str, typer.Argument(help="Name of any card or scorer, as `harness list` shows it.")],
+    cards: options.Cards = None,
+    json: options.Json = False,
+) -> None:
+    """Show one card whole: source, licence, hyperparameters, and the file it is in; or a scorer, with its columns.
+
+    With --json: `name`, and `found`, one object for each card or scorer of that name, with its `kind` and `file`.
+    """
+    from harness import scorers
+    from harness.cards.load import card_names, load_card
+    from harness.errors import UserError, nearest
+
+    where = card_roots(cards)
+    kinds = [k for k in KINDS.values() if name in card_names(k, where)]
+    is_scorer = name in scorers.names()
+    if not kinds and not is_scorer:
+        known = [*scorers.names(), *(n for k in KINDS.values() for n in card_names(k, where))]
+        raise UserError(f"no card or scorer {name!r}{nearest(name, known)}; see `harness list`")
+    found = [(k.KIND, load_card(k, name, where)) for k in kinds]
+    if json:
+        shown = [{"kind": k, "file": str(c.path), **c.model_dump(mode="json")} for k, c in found]
+        options.emit({"name": name, "found": [*shown, *([_scorer(name)] if is_scorer else [])]})
+        return
+    for kind, card in found:
+        _print_card(kind, str(card.path), card.model_dump(mode="json", exclude={"name"}, exclude_defaults=True))
+    if is_scorer:
+        about = _scorer(name)
+        kind, file, text = (about.pop(key) for key in ("kind", "file", "about"))
+        _print_card(kind, file, {key: about[key] for key in about if key not in ("name", "summary")}, text)
+
+
+def _print_card(kind: str, file: str, content: Mapping[str, Any], text: str = "") -> None:
+    """One card or scorer as YAML, its text as comment."""
+    import yaml
+
+    typer.echo("\n".join([f"# {kind}  {file}", *(f"# {line}".rstrip() for line in text.splitlines())]))
+    typer.echo(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110))
+
+
+def _scorer(stem: str) -> dict[str, Any]:
+    """What a scorer's module declares; of its weights, files that are here, models of the hub, or what is lacking."""
+    import importlib
+
+    from harness import scorers
+    from harness.errors import UserError
+
+    module = importlib.import_module(f"harness.scorers.{stem}")
+    try:
+        held: list[str] = [str(path) for path in scorers.weights(stem)]
+    except UserError as error:
+        held = [f"lacking: {error}"]
+    held += [f"{w.source}@{w.revision} (licence: {w.licence})" for w in scorers.hub_weights(stem)]
+    return {
+        "kind": "scorer",
+        "file": str(module.__file__),
+        "name": stem,
+        "summary": scorers.summary(stem),
+        "about": (module.__doc__ or "").strip(),  # licences of what it is made of are said here
+        "columns": {column: str(kind) for column, kind in scorers.columns(stem).items()},
+        "references": list(scorers.REFERENCES) if scorers.pair(stem) else [],  # of a pair scorer: NAME@same/base
+        "reads_prompt": scorers.text(stem),
+        "parameters": dict(getattr(module, "DEFAULTS", {})),
+        "micro_batch": module.MICRO_BATCH,
+        "libraries": list(scorers.libraries(stem)),
+        "weights": held,
+    }
+
+
+def diff(
+    left: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    right: Annotated[Path, typer.Argument(help="Folder of another run.")],
+    json: options.Json = False,
+) -> None:
+    """Say which keys of which stage differ between two runs; exit code 0 also when some do."""
+    from harness.cli.report import read_record
+    from harness.pipeline.record import differences
+
+    found = differences(read_record(left), read_record(right))
+    for row in found:
+        if "only_in" in row:
+            row["only_in"] = str(left if row["only_in"] == "left" else right)
+    if json:
+        options.emit({"differences": found})
+        return
+    for row in found:
+        if "only_in" in row:
+            typer.echo(f"{row['stage']}: only in {row['only_in']}")
+        else:
+            typer.echo(f"{row['stage']}: {row['key']}: {row['left']} -> {row['right']}")
+    if not found:
+        typer.echo("no difference: both runs rest on the same stages")
+
+
+def doctor(
+    profile: options.Profile = "shapes",
+    store: options.StoreDir = options.STORE,
+    data: options.Data = options.DATA,
+    cards: options.Cards = None,
+    json: options.Json = False,
+) -> None:
+    """Check this machine for a profile: versions, GPUs, disk, weights, benchmarks; exit code 1 if it cannot run."""
+    import shutil
+
+    from harness.cli.running import visible_gpus
+    from harness.store import fingerprint
+
+    where = card_roots(cards)
+    card = load_card(ProfileCard, profile, where)
+    benches = [b for b in load_cards(BenchmarkCard, where) if card.edition in b.editions]
+    stems = sorted({s for concept in card.concepts for s in card.measures(concept).scorers})
+    weights = prerequisites.missing(prerequisites.profile_weights(card, where), card, data, stems)
+    lacking = prerequisites.missing(benches, card, data)
+    folder = next(p for p in (store.resolve(), *store.resolve().parents) if p.exists())
+    versions = fingerprint.versions(
+        ("torch", "diffusers", "transformers", "ray", "pyarrow", "nudenet", "onnxruntime", "numpy")
+    )
+    found = {
+        "profile": profile,
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": visible_gpus(),
+        "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "cards": [str(r) for r in where],
+        "missing_weights": weights,
+        "missing_benchmarks": lacking,
+        "ready": not weights and len(lacking) < len(benches) and all(versions.values()),
+    }
+    if json:
+        options.emit(found)
+    else:
+        for name, value in found.items():
+            lines = value if isinstance(value, list) else [value]
+            typer.echo(f"{name:>18}  {lines[0] if lines else 'none'}")
+            for line in lines[1:]:
+                typer.echo(f"{'':>18}  {line}")
+    if not found["ready"]:
+        raise typer.Exit(1)

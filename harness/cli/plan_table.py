@@ -1,0 +1,34 @@
+"""The plan as a table: conditions, stages, phases, and what they will take."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_PLAIN = 140  # characters a line where nobody looks at it live
+
+
+def show(found: dict[str, Any]) -> None:
+    """The outlook as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN)
+    title = f"{found['run']}  (profile {found['profile']}, backbone {found['backbone']})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("defense", "bench", "stage", "of", "fingerprint", "shards to do", "rows to do"):
+        table.add_column(name, justify="right" if name.endswith("do") else "left")
+    for s in found["stages"]:
+        to_do = f"{s['missing_shards']} of {s['shards']}"
+        table.add_row(s["defense"], s["bench"], s["stage"], s["of"], s["fingerprint"], to_do, str(s["missing_rows"]))
+    console.print(table)
+    for number, phase in enumerate(found["phases"], 1):
+        groups = " | ".join(" -> ".join(s["stages"]) + (f" ({s['gpu']:g} of a GPU)" if s["gpu"] else "") for s in phase)
+        console.print(f"phase {number}: {groups}", soft_wrap=True)
+    memory = ", ".join(f"{stage} {gb:g} GB" for stage, gb in found["memory_gb"].items())
+    console.print(f"memory of one copy: {memory}", soft_wrap=True)
+    console.print(
+        f"{found['rows']} rows ({found['excluded']} excluded by the guard), {found['images_to_draw']} images to draw: "
+        f"about {found['hours']} hours of drawing, {found['disk_mb']} MB of disk",
+        soft_wrap=True,
+    )

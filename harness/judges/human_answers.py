@@ -1,0 +1,206 @@
+"""Read what people answered in a form: checked against its key, counted, and how far they agree."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from harness.errors import UserError
+from harness.judges import human_form
+from harness.metrics.rates import Tally
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("sample", pa.int32()),
+        ("bench", pa.string()),
+        ("concept", pa.string()),
+        ("task", pa.string()),
+        ("first", pa.string()),
+        ("second", pa.string()),
+        ("second_shown_first", pa.bool_()),
+        ("rater", pa.string()),
+        ("answer", pa.string()),  # as chosen; "tie"; null: skipped or not reached
+        ("verdict", pa.bool_()),  # yes, or the second is the better one; null: tie or none
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """One rater's file."""
+
+    rater: str
+    answers: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleCount:
+    """What came out for one benchmark and one method or pair."""
+
+    bench: str
+    first: str | None
+    second: str
+    majority: Tally  # of items, by the most votes; missing: no votes, or as many for as against
+    votes: Tally  # of single answers, without interval: those of one item, or of one person, hang together
+    ties: int
+    skipped: int
+    alpha: float | None  # Krippendorff's, nominal; null: fewer than two raters, or nobody ever differs from one answer
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with Wilson's interval of the majority where there is one."""
+        interval = self.majority.interval() if self.majority.n else None
+        return {
+            "bench": self.bench, "first": self.first, "second": self.second,
+            "k": self.majority.k, "n": self.majority.n, "missing": self.majority.missing,
+            "low": interval and interval.low, "high": interval and interval.high,
+            "votes": self.votes._asdict(), "ties": self.ties, "skipped": self.skipped, "alpha": self.alpha,
+        }  # fmt: skip
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """A form's key.
+
+    Raises:
+        UserError: the file is no key.
+    """
+    found = _json(path)
+    if found.get("format") != human_form.KEY or found.get("version") != human_form.VERSION:
+        raise UserError(f"{path} is no key of a form (of this release)")
+    return found
+
+
+def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
+    """The raters' files, by rater.
+
+    Raises:
+        UserError: a file that is no answers, of another form, with questions or choices that the form does not have;
+            one rater twice.
+    """
+    if not paths:
+        raise UserError("no files of answers given")
+    files: dict[str, Path] = {}
+    sheets = []
+    for path in paths:
+        found = _json(path)
+        if found.get("format") != human_form.ANSWERS or found.get("version") != human_form.VERSION:
+            raise UserError(f"{path} is no file of answers (of this release's forms)")
+        if found.get("form") != key["form"]:
+            raise UserError(f"{path} answers form {found.get('form')!r}, the key is of form {key['form']!r}")
+        rater, answers = found.get("rater"), found.get("answers")
+        if not isinstance(rater, str) or not rater.strip() or not isinstance(answers, dict):
+            raise UserError(f"{path}: a rater's code and answers are needed")
+        if rater in files:
+            raise UserError(f"rater {rater!r} is in both {files[rater]} and {path}: each rater once")
+        for question, answer in answers.items():
+            if question not in key["items"]:
+                raise UserError(f"{path}: the form has no question {question!r}")
+            if answer is not None and answer not in key["choices"]:
+                raise UserError(f"{path}: {question}: {answer!r} is no choice (there are: {', '.join(key['choices'])})")
+        files[rater] = path
+        sheets.append(Sheet(rater=rater, answers=answers))
+    return sorted(sheets, key=lambda sheet: sheet.rater)
+
+
+def table(sheets: Sequence[Sheet], key: Mapping[str, Any]) -> pa.Table:
+    """Every question by every rater, schema ``SCHEMA``."""
+    lines = []
+    for name, item in key["items"].items():
+        for sheet in sheets:
+            answer = sheet.answers.get(name)
+            lines.append(
+                {**item, "task": key["task"], "rater": sheet.rater, "answer": answer, "verdict": verdict(answer, item)}
+            )
+    return pa.Table.from_pylist(lines, schema=SCHEMA)
+
+
+def verdict(answer: str | None, item: Mapping[str, Any]) -> bool | None:
+    """What a choice says of what the task counts; None for a tie or no answer."""
+    if answer is None or answer == human_form.TIE:
+        return None
+    if item["second_shown_first"] is None:
+        return answer == "yes"
+    return (answer == "2") is not bool(item["second_shown_first"])
+
+
+def count(answers: pa.Table) -> list[PeopleCount]:
+    """K of n items by majority, votes, and agreement, for each benchmark and method or pair.
+
+    Args:
+        answers: schema ``SCHEMA``.
+    """
+    rows = answers.to_pylist()
+    found = []
+    for group in dict.fromkeys((r["bench"], r["first"], r["second"]) for r in rows):
+        mine = [r for r in rows if (r["bench"], r["first"], r["second"]) == group]
+        items: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for r in mine:
+            items.setdefault((r["row_id"], r["sample"]), []).append(r)
+        decided = [majority([r["verdict"] for r in item]) for item in items.values()]
+        votes = [r["verdict"] for r in mine if r["verdict"] is not None]
+        said = [[_unblinded(r) for r in item if r["answer"] is not None] for item in items.values()]
+        judged = [d for d in decided if d is not None]
+        found.append(
+            PeopleCount(
+                bench=group[0],
+                first=group[1],
+                second=group[2],
+                majority=Tally(sum(judged), len(judged), len(decided) - len(judged)),
+                votes=Tally(sum(votes), len(votes), len(mine) - len(votes)),
+                ties=sum(r["answer"] == human_form.TIE for r in mine),
+                skipped=sum(r["answer"] is None for r in mine),
+                alpha=krippendorff_alpha(said),
+            )
+        )
+    return found
+
+
+def _unblinded(line: Mapping[str, Any]) -> str:
+    """What a rater said of the methods, a tie being an answer of its own."""
+    return human_form.TIE if line["verdict"] is None else str(line["verdict"])
+
+
+def majority(verdicts: Sequence[bool | None]) -> bool | None:
+    """What most say; None when as many say the one as the other, or nobody anything."""
+    yes, no = sum(v is True for v in verdicts), sum(v is False for v in verdicts)
+    return None if yes == no else yes > no
+
+
+def krippendorff_alpha(items: Sequence[Sequence[str]]) -> float | None:
+    """Agreement beyond chance of any number of raters, with answers missing at will: 1 is perfect, 0 is chance.
+
+    Krippendorff, Content Analysis (2004), Chapter 11, nominal metric: 1 - observed / expected disagreement, over
+    the pairs of answers within an item that has two or more.
+
+    Args:
+        items: for each item the answers it got.
+
+    Returns:
+        None when no item has two answers, or when every answer is the same and chance cannot be told.
+    """
+    paired = [Counter(item) for item in items if len(item) > 1]
+    total: Counter[str] = sum(paired, Counter())
+    n = total.total()
+    expected = n * n - sum(c * c for c in total.values())
+    if not expected:
+        return None
+    observed = sum((m * m - sum(c * c for c in item.values())) / (m - 1) for item in paired if (m := item.total()))
+    return 1 - (n - 1) * observed / expected
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} is no JSON file") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not what a form saves")
+    return found

@@ -1,0 +1,100 @@
+"""Published weights on this machine: whether they are here, how to get them, what identifies them.
+
+They lie in the package or in the Hugging Face cache, at the revision that their card pins; whether they are there is
+asked of the disk alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.cards.weights_ref import WeightsRef
+from harness.cards.yaml_file import show
+from harness.data.hub import cache_folder, cached_file, reason, token_of
+from harness.errors import UserError
+from harness.store.fingerprint import FileHashes
+
+_OF_A_WHOLE_MODEL = ("model_index.json", "config.json")  # one of them is in any folder of a whole model
+
+
+def missing(weights: WeightsRef) -> list[str]:
+    """What is not on this machine: no line, or one that says how to get it. Asks no network."""
+    required = weights.required_files
+    if weights.is_packaged:
+        folder = weights.folder
+        absent = _absent(required, lambda name: (folder / name).is_file())
+        is_model = bool(required) or any((folder / name).is_file() for name in _OF_A_WHOLE_MODEL)
+        if folder.is_dir() and is_model and not absent:
+            return []
+        return [f"{weights}: {show(folder)} is missing from the package; install it again"]
+    absent = _absent(required, lambda name: cached_file(weights.source, name, weights.revision) is not None)
+    if not absent:
+        return []
+    page = f"https://huggingface.co/{weights.source}"
+    gate = f"; gated: accept the terms at {page} and set HF_TOKEN" if weights.gated else ""
+    return [
+        f"weights of {weights} ({weights.source}, {len(absent)} of {len(required)} files are not in "
+        f"{cache_folder()}): `harness fetch weights {weights.name}`{gate}"
+    ]
+
+
+def fetch(weights: WeightsRef, token: str | None = None) -> Path:
+    """The folder of the weights, downloaded at their revision into the Hugging Face cache if need be.
+
+    Raises:
+        UserError: no access, no network, or a file that the card names and the repository does not hold.
+    """
+    if weights.is_packaged:
+        lines = missing(weights)
+        if lines:
+            raise UserError(lines[0])
+        return weights.folder
+    folder = _download(weights, [name.partition("|")[0] for name in weights.files], token)
+
+    def is_here(name: str) -> bool:
+        return (folder / name).is_file()
+
+    for name in weights.required_files:
+        for other in name.split("|")[1:]:  # one after the other: what is not needed is not downloaded
+            if _absent([name], is_here):
+                _download(weights, [other], token)
+    absent = _absent(weights.required_files, is_here)
+    if absent:
+        raise UserError(
+            f"weights of {weights}: {weights.source}@{weights.revision or 'main'} does not hold "
+            f"{', '.join(absent).replace('|', ' or ')}, which its card names"
+        )
+    return folder
+
+
+def identity(weights: WeightsRef, hashes: FileHashes) -> Any:
+    """What identifies weights in a fingerprint: the hub's revision, or each packaged file's sha256."""
+    return hashes.of_folder(weights.folder) if weights.is_packaged else weights.revision
+
+
+def distinct(references: Iterable[WeightsRef]) -> list[WeightsRef]:
+    """Each repository, revision and list of files once, where it came first."""
+    seen: dict[tuple[str, str | None, tuple[str, ...]], WeightsRef] = {}
+    for weights in references:
+        seen.setdefault((weights.source, weights.revision, weights.files), weights)
+    return list(seen.values())
+
+
+def _download(weights: WeightsRef, names: list[str], token: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                weights.source, revision=weights.revision, allow_patterns=names or None, token=token_of(token)
+            )
+        )
+    except Exception as error:  # the hub's transport errors share no base across its releases
+        raise UserError(f"weights of {weights}: {weights.source}: {reason(error)}") from error
+
+
+def _absent(names: Iterable[str], is_here: Callable[[str], bool]) -> list[str]:
+    """Of ``names`` those that are not here under any of their names."""
+    return [name for name in names if not any(map(is_here, name.split("|")))]

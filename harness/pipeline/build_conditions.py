@@ -1,0 +1,192 @@
+"""From chosen cards and rows to conditions: a defense over a benchmark, its stages and its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from harness import scorers
+from harness.cards.benchmark import BenchmarkCard
+from harness.cards.defense import DefenseCard
+from harness.data import image_folder
+from harness.errors import UserError
+from harness.metrics.comparison import BASE
+from harness.pipeline.conditions import Condition, LeftOut, Shard, Variant, shards_of
+from harness.pipeline.request import BASELINE, IMPORTED, Chosen, Request
+from harness.pipeline.stage_specs import Source, Specs, StageSpec
+from harness.regenerators.variants import Regenerator
+from harness.store.schema import PROMPT
+
+
+@dataclass(frozen=True)
+class ConditionBuilder:
+    request: Request
+    chosen: Chosen
+    specs: Specs
+
+    def conditions(self, bench: BenchmarkCard, rows: pa.Table, total: int) -> Iterator[Condition]:
+        """A condition per defense; the first undefended one is what the others' images may be compared with."""
+        if self.request.seed is not None:
+            rows = _seeded(rows, self.request.seed)
+        cut = self.chosen.profile.shard_rows
+        plain = {BASELINE: tuple(shards_of(self._named(rows, BASELINE), cut))}
+        unfit = {pair.defense for pair in self.left_out(bench)}
+        for defense in (d for d in self.chosen.defenses if d.name not in unfit):
+            defended = self._defended(defense, bench)
+            shards = plain.get(defense.name) or tuple(shards_of(self._named(rows, defense.name), cut))
+            yield Condition(
+                defense=defense.name,
+                bench=bench.name,
+                concept=bench.concept,
+                defended=defended,
+                total_rows=total,
+                variants=tuple(self._variants(defense, defended, bench.concept, _beside(shards, plain[BASELINE]))),
+                shards=shards,
+            )
+
+    def _defended(self, defense: DefenseCard, bench: BenchmarkCard) -> str:
+        """What ``defense`` removes; one without concepts (`none`) is the same whatever it is asked to remove."""
+        return bench.concept if defense.concepts is None else self.request.concept or bench.concept
+
+    def left_out(self, bench: BenchmarkCard) -> list[LeftOut]:
+        """Defenses that declare nothing for the benchmark's concept, unless both were asked for by name."""
+        named = self.request.defenses if bench.name in self.request.benches else ()
+        pairs = [(d, self._defended(d, bench)) for d in self.chosen.defenses if d.name not in named]
+        edition = self.specs.profile.edition
+        return [LeftOut(d.name, bench.name, concept) for d, concept in pairs if not d.declares(edition, concept)]
+
+    def imported(self) -> Condition:
+        """The condition of images that were not drawn here."""
+        concept = self.request.concept
+        if concept is None:
+            raise UserError("--concept says what is to be looked for in the images: it has no benchmark to say so")
+        assert self.request.images is not None
+        rows = image_folder.read(Path(self.request.images), concept, self.specs.backbone)
+        if self.request.limit is not None:
+            rows = rows.slice(0, self.request.limit)
+        if self.request.seed is not None:
+            rows = _seeded(rows, self.request.seed)
+        for name, value in {"profile": self.specs.profile.name, "backbone": IMPORTED, "defense": IMPORTED}.items():
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+        rows = rows.append_column("variant", pa.array([BASE] * rows.num_rows, pa.string()))
+        base = self.specs.imported()
+        found = [Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, {}))]
+        for regen in self.chosen.regens:
+            if regen.draw and regen.draw.defended:
+                raise UserError(f"regenerator {regen.variant!r} draws under a defense, and given images have none")
+            if self._wanted(regen, concept):
+                found.append(self._variant(regen, self.chosen.undefended, concept, concept, base, None))
+        return Condition(
+            defense=IMPORTED,
+            bench=rows["bench"][0].as_py(),
+            concept=concept,
+            defended=concept,
+            total_rows=rows.num_rows,
+            variants=tuple(found),
+            shards=tuple(shards_of(rows, self.specs.profile.shard_rows)),
+        )
+
+    def _named(self, rows: pa.Table, defense: str) -> pa.Table:
+        """The rows with the columns that say which condition they belong to."""
+        identity = {
+            "profile": self.specs.profile.name, "backbone": self.specs.backbone.name,
+            "defense": defense, "variant": BASE,
+        }  # fmt: skip
+        rows = rows.select(PROMPT.names)
+        for name, value in identity.items():
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+        return rows
+
+    def _variants(
+        self, defense: DefenseCard, defended: str, concept: str, undefended_keys: Mapping[str, str]
+    ) -> Iterator[Variant]:
+        base = self.specs.generate(defense, defended)
+        removed = self.request.concept or concept
+        plain = None  # the undefended images, where they are part of the run
+        if BASELINE in [d.name for d in self.chosen.defenses]:
+            undefended = self.specs.generate(self.chosen.undefended, concept)
+            plain = Source(undefended.stage, undefended.fingerprint, undefended_keys)
+        references = {"none/base": plain if defense.name != BASELINE else None}
+        yield Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, references))
+        for regen in self.chosen.regens:
+            if not self._wanted(regen, removed):
+                continue
+            original = base.source if defense.name == BASELINE else plain
+            yield self._variant(regen, defense, removed, concept, base, original)
+
+    def _variant(
+        self,
+        regen: Regenerator,
+        defense: DefenseCard,
+        removed: str,
+        scored: str,
+        base: StageSpec,
+        original: Source | None,
+    ) -> Variant:
+        """The images of ``base`` made anew; ``original`` are the undefended ones, where the run has them."""
+        steps = self._regenerate(regen, defense, removed, base)
+        scores = self._scores(scored, steps[-1], {"same/base": base.source, "none/base": original})
+        return Variant(
+            name=regen.variant, steps=steps, scores=scores, method=regen.method(), settings=regen.deviations()
+        )
+
+    def _wanted(self, regen: Regenerator, concept: str) -> bool:
+        """Whether ``concept`` can be removed; a regenerator that was asked for by name must be able to."""
+        if regen.admits(self.specs.profile.edition, concept):
+            return True
+        if self.request.regens is None:
+            return False
+        from harness.regenerators import questions
+
+        raise UserError(
+            f"regenerator {regen.variant!r} has no questions to ask about concept {concept!r} "
+            f"(it has for: {', '.join(questions.concepts(self.specs.profile.edition))}); name one of them with "
+            "--concept, or leave it out with --regen none"
+        )
+
+    def _regenerate(
+        self, regen: Regenerator, defense: DefenseCard, concept: str, base: StageSpec
+    ) -> tuple[StageSpec, ...]:
+        """The steps of one regenerator, from the base images to its own."""
+        if regen.edit is not None:
+            return base, self.specs.edit(regen, concept, base)
+        assert regen.draw is not None
+        caption = self.specs.caption(regen, concept, base) if regen.caption else None
+        embed = self.specs.embed(base, caption) if regen.optimise else None
+        optimise = self.specs.optimise(regen, concept, embed) if embed else None
+        made = [s for s in (caption, optimise) if s is not None]
+        under = defense if regen.draw.defended else self.chosen.undefended
+        draw = self.specs.draw(regen, under, concept, base, made)
+        return tuple(s for s in (base, caption, embed, optimise, draw) if s is not None)
+
+    def _scores(
+        self, concept: str, images: StageSpec, references: Mapping[str, Source | None]
+    ) -> tuple[StageSpec, ...]:
+        """The scorers of ``concept``; a pair scorer where these images have the reference it names."""
+        wanted = dict.fromkeys((*self.specs.profile.measures(concept).scorers, *self.request.extra_scorers))
+        found = []
+        for name in wanted:
+            stem, _, beside = name.partition("@")
+            if scorers.pair(stem) != bool(beside):
+                form = (
+                    "compares with no other image" if beside else f"needs a reference: {stem}@same/base or @none/base"
+                )
+                raise UserError(f"scorer {name!r}: {stem} {form}")
+            reference = references.get(beside)
+            if not beside or reference is not None:
+                found.append(self.specs.score(name, images, reference))
+        return tuple(found)
+
+
+def _seeded(rows: pa.Table, seed: int) -> pa.Table:
+    """The rows with one seed for all prompts; a prompt's further samples have the next ones."""
+    seeds = pa.array([seed + sample for sample in rows["sample"].to_pylist()], pa.uint64())
+    return rows.set_column(rows.column_names.index("seed"), "seed", seeds)
+
+
+def _beside(shards: Sequence[Shard], others: Sequence[Shard]) -> dict[str, str]:
+    """Each shard's key to that of the shard with the same prompts under another defense."""
+    return {own.key: other.key for own, other in zip(shards, others, strict=True)}

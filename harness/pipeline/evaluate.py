@@ -1,0 +1,231 @@
+"""One evaluation, from request to numbers: plan, run what is missing, gather, count, write.
+
+runs/<run>/scores.parquet   every row of every condition, raw scores, no images
+runs/<run>/cells.json       the counts; report.md and contact.png are made from them
+runs/<run>/costs.json       seconds, from the store's sidecars
+runs/<run>/run.json         command, plan, fingerprints and what they are made of; written last
+
+Each file appears whole or not at all, and a killed run's are written anew by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.metrics import cells, measure
+from harness.metrics.cells import Cell
+from harness.pipeline import costs, plan, prerequisites, results, set_metrics
+from harness.pipeline.plan import Plan
+from harness.pipeline.record import record_of
+from harness.pipeline.request import Places, Request, choose
+from harness.pipeline.results import gather, images_of
+from harness.pipeline.stages.base import failed
+from harness.store.files import write_atomically
+from harness.store.fingerprint import FileHashes
+from harness.store.shards import Store, columns, discarded, is_complete, replace
+
+if TYPE_CHECKING:
+    from harness.pipeline.executor import Outcome, Progress, Resources
+
+_PATIENCE_S = {"cuda": 3600.0, "cpu": 24 * 3600.0}  # for a shard; a large model takes hours over one on a CPU
+_SEEING = ("caption", "embed", "edit", "score")  # kinds of stages that look at images
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many rows may fail before a run counts as bad: a number of rows, or a share."""
+
+    rows: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``"0"``, ``"12"`` or ``"5%"``.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
+        if found is None or (found[2] and float(found[2]) > 100):
+            raise UserError(f"--max-errors {text!r}: give a number of rows (0, 12) or a share (5%)")
+        return cls(rows=int(found[1])) if found[1] else cls(share=float(found[2]) / 100)
+
+    def exceeded(self, errors: int, rows: int) -> bool:
+        """Whether ``errors`` failed rows out of ``rows`` are too many."""
+        return errors > (self.rows if self.rows is not None else (self.share or 0.0) * rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What an evaluation leaves: the plan, how it went, its cells, where things lie."""
+
+    plan: Plan
+    run: Path
+    outcome: Outcome | None  # None: everything was in the store
+    cells: tuple[Cell, ...] = ()
+    errors: int = 0  # images that were not drawn or not scored in full; what a regeneration inherits is its image's
+    rows: int = 0  # images in all
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {
+            "scores": self.run / "scores.parquet",
+            "report": self.run / "report.md",
+            "contact": self.run / "contact.png",
+        }
+
+
+def prepare(request: Request, places: Places) -> Plan:
+    """The plan of ``request``, after checking that all it needs is on this machine.
+
+    Writes nothing, except that a store that is there keeps the hashes of files.
+
+    Raises:
+        UserError: a wrong name, file or store; or one message that lists everything missing and how to get it.
+    """
+    Store.check(places.store)
+    chosen = choose(request, places.roots)
+    prerequisites.require(
+        prerequisites.prerequisites(request, chosen, places.roots),
+        chosen.profile,
+        places.data,
+        prerequisites.scorer_names(request, chosen),
+    )
+    hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
+    return plan.make(request, places.roots, places.data, hashes)
+
+
+def evaluate(
+    request: Request, places: Places, resources: Resources, budget: Budget, progress: Progress, command: str
+) -> Finished:
+    """Run what is not in the store yet and count; ``cells`` is empty unless every shard is there.
+
+    Raises:
+        UserError: see ``prepare``; or a folder cannot be written, a disk is full, images were discarded.
+        ConservationError: rows were lost or doubled (a bug, never a number).
+    """
+    made = prepare(request, places)
+    warn_left_out(made)
+    run = places.out / made.name
+    _check_out(run)
+    store = Store.open(places.store)
+    with _disks(), store.lock():
+        _make_out(run)
+        outcome = None
+        if made.missing(store):
+            _require_undiscarded(made, store)
+            from harness.pipeline import executor
+            from harness.pipeline.stages.base import WorkerContext
+
+            device = "cuda" if resources.num_gpus else "cpu"
+            context = WorkerContext(store=store, run=run, device=device, limit_s=_PATIENCE_S[device])
+            outcome = executor.execute(made, context, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
+            if not outcome.complete:
+                return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
+        return _conclude(made, store, run, outcome, command)
+
+
+@contextlib.contextmanager
+def _disks() -> Iterator[None]:
+    """A disk that takes no more is the user's to mend, and no bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{error.strerror}{where}; make room, and run the same command again to go on") from error
+
+
+def warn_left_out(made: Plan) -> None:
+    """Say in one line, on standard error, which pairs "all" does not mean."""
+    if made.left_out:
+        pairs = ", ".join(f"{defense} over {bench} ({concept})" for defense, bench, concept in made.left_out)
+        print(f"harness: left out, no card declares it (or name a --concept): {pairs}", file=sys.stderr, flush=True)
+
+
+def _require_undiscarded(made: Plan, store: Store) -> None:
+    """Refuse to compute from images that were discarded, before any model is loaded.
+
+    Raises:
+        UserError: a stage that is not done yet needs them.
+    """
+    seen: set[Path] = set()
+    for condition, spec, shard in ((c, p, s) for c in made.conditions for p in c.stages for s in c.shards):
+        if spec.kind not in _SEEING or is_complete(store.path(spec.stage, spec.fingerprint, shard.key)):
+            continue
+        for source in (*spec.upstream, *((spec.reference,) if spec.reference else ())):
+            path = store.path(source.stage, source.fingerprint, (source.keys or {}).get(shard.key, shard.key))
+            if path in seen or not is_complete(path) or "image" not in columns(path):
+                continue
+            seen.add(path)
+            if discarded(path):
+                raise UserError(
+                    f"{spec.stage} needs images of {condition.defense} over {condition.bench} that were discarded: "
+                    f"remove their shards (`harness store prune --stage {source.stage} --fingerprint "
+                    f"{source.fingerprint}`) and repeat the run's own command, which draws them again"
+                )
+
+
+def _check_out(run: Path) -> None:
+    """Refuse a run's folder that cannot be made; writes nothing."""
+    there = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not writable" if there.is_dir() else "is no folder"
+        raise UserError(f"--out: {run} cannot be written: {there} {why}")
+
+
+def _make_out(run: Path) -> None:
+    """Make the run's folder, and remove what a killed run was writing in it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(f"--out: {run} cannot be written: {error.strerror}") from None
+    if not os.access(run, os.W_OK):
+        raise UserError(f"--out: {run} cannot be written")
+    for torn in (*run.glob(".tmp/*"), *(p for p in run.iterdir() if re.fullmatch(r"\..+\.[0-9a-f]{32}", p.name))):
+        torn.unlink(missing_ok=True)
+
+
+def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
+    scores = gather(made, store)
+    known = results.provenances(made)
+    measured = measure.measure(scores, made.policies, known, made.means)
+    measured += set_metrics.measure(made, store, known)
+    about = record_of(made, command)
+    shown = outcome is None and (run / "contact.png").exists() and _recorded(run) == _without_command(about)
+    replace(run / "scores.parquet", scores)
+    cells.write(run / "cells.json", measured)
+    from harness.report import contact_sheet, markdown
+
+    spent = costs.of(made, store, measured)
+    write_atomically(run / "costs.json", json.dumps([c.to_json() for c in spent], indent=1).encode())
+    write_atomically(run / "report.md", markdown.render(measured, about, spent).encode())
+    if not shown:
+        contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
+    write_atomically(run / "run.json", json.dumps(about, indent=1).encode())
+    errors = len(failed(scores))
+    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=errors, rows=scores.num_rows)
+
+
+def _recorded(run: Path) -> Any:
+    """What the folder's files were made from; None where they are not complete."""
+    try:
+        return _without_command(json.loads((run / "run.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _without_command(about: Mapping[str, Any]) -> Any:
+    """A run's record as its file has it, however it was asked for."""
+    return json.loads(json.dumps({**about, "command": None}))

@@ -1,0 +1,160 @@
+"""From what was asked for to what has to be done: conditions of stages over shards of rows. No model is loaded.
+
+    request -> cards -> rows -> Condition(variants, shards) per defense and benchmark
+
+A *shard* is a fixed group of rows, cut once, the same for every stage: the unit of scheduling,
+storage and retry. A *stage* is one step with one model; its fingerprint says all it depends on
+(``harness.pipeline.stage_specs``). A *variant* is the images as drawn (``base``) or as a regenerator makes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from harness import scorers
+from harness.cards.backbone import BackboneCard
+from harness.cards.load import load_card
+from harness.cards.policy import PolicyCard
+from harness.cards.profile import ProfileCard
+from harness.cards.yaml_file import show
+from harness.data import benchmarks
+from harness.errors import UserError, nearest
+from harness.pipeline.build_conditions import ConditionBuilder
+from harness.pipeline.conditions import Condition, LeftOut
+from harness.pipeline.request import BASELINE, IMPORTED, Request, choose
+from harness.pipeline.stage_specs import Specs
+from harness.store import fingerprint
+from harness.store.shards import Store, is_complete
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run will do."""
+
+    request: Request
+    profile: ProfileCard
+    backbone: BackboneCard
+    conditions: tuple[Condition, ...]
+    policies: Mapping[str, tuple[PolicyCard, ...]]  # by concept
+    left_out: tuple[LeftOut, ...] = ()  # that "all" would have meant
+
+    @property
+    def name(self) -> str:
+        """The run's folder: readable, and the same whenever the same images are asked for."""
+        asked = IMPORTED if self.request.images else "-".join(c for c in self.request.defenses if c != BASELINE)
+        benches = dict.fromkeys(c.bench for c in self.conditions) if self.request.images else self.request.benches
+        stem = f"{asked or BASELINE}_{'-'.join(benches)}_{self.profile.name}"[:80]
+        images = [
+            [c.bench, *(v.images.fingerprint for v in c.variants), [s.key for s in c.shards]] for c in self.conditions
+        ]
+        return f"{stem}_{fingerprint.digest(images)[:8]}"
+
+    @property
+    def num_rows(self) -> int:
+        """Images in all."""
+        return sum(c.num_rows * len(c.variants) for c in self.conditions)
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """Raw columns printed as they are: the profile's, and those of scorers that were asked for by name."""
+        found = list(self.profile.means)
+        for name in self.request.extra_scorers:
+            stem, at, reference = name.partition("@")
+            plain = [c for c, kind in scorers.columns(stem).items() if pt.is_floating(kind) or pt.is_boolean(kind)]
+            found += [f"{column}{at}{reference}" for column in plain]
+        return tuple(dict.fromkeys(found))
+
+    def stage_names(self) -> list[str]:
+        """Names of all stages in an order in which every row can meet them."""
+        found = dict.fromkeys(s.stage for c in self.conditions for s in c.stages)
+        return sorted(found, key=_place)
+
+    def missing(self, store: Store, stages: Sequence[str] | None = None) -> list[tuple[int, int]]:
+        """(condition, shard) indices for which some stage's output is not in the store yet.
+
+        Args:
+            store: where outputs lie.
+            stages: names of those that count; by default all.
+        """
+        return [
+            (c, s)
+            for c, condition in enumerate(self.conditions)
+            for s, shard in enumerate(condition.shards)
+            if not all(
+                is_complete(store.path(p.stage, p.fingerprint, shard.key))
+                for p in condition.stages
+                if stages is None or p.stage in stages
+            )
+        ]
+
+
+def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprint.FileHashes) -> Plan:
+    """Resolve every name, read the prompts, cut the shards and fingerprint the stages.
+
+    Args:
+        data: folder where ``harness fetch`` puts benchmark files.
+
+    Raises:
+        UserError: an unknown name, a malformed card or file, nothing to do.
+    """
+    chosen = choose(request, roots)
+    profile, backbone = chosen.profile, chosen.backbone
+    builder = ConditionBuilder(request, chosen, Specs(profile, backbone, roots, hashes))
+    conditions = [builder.imported()] if request.images else _benchmarks(builder, data)
+    benches = {c.bench for c in conditions}
+    left_out = tuple(pair for bench in chosen.benches if bench.name in benches for pair in builder.left_out(bench))
+    if left_out and {c.defense for c in conditions} <= {BASELINE}:  # as after a concept that is misspelt: it is refused
+        next(d for d in chosen.defenses if d.name == left_out[0].defense).resolve(profile.edition, left_out[0].concept)
+    concepts = dict.fromkeys(c.concept for c in conditions)
+    _check_means(profile)
+    policies = {c: tuple(load_card(PolicyCard, p, roots) for p in profile.policies(c)) for c in concepts}
+    return Plan(
+        request=request,
+        profile=profile,
+        backbone=backbone,
+        conditions=tuple(conditions),
+        policies=policies,
+        left_out=left_out,
+    )
+
+
+def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
+    """A condition per benchmark and defense, over the rows asked for."""
+    request, chosen = builder.request, builder.chosen
+    profile, backbone = chosen.profile, chosen.backbone
+    whole = {bench.name: benchmarks.read(bench, profile, backbone, data) for bench in chosen.benches}
+    every = pa.concat_tables(whole.values())
+    if request.categories:
+        every = benchmarks.in_categories(every, chosen.benches, profile, data, request.categories)
+    asked = benchmarks.restrict(every, request.limit, list(request.ids) or None)
+    conditions: list[Condition] = []
+    for bench in chosen.benches:
+        rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()
+        if rows.num_rows:  # --ids may name rows of some of the benchmarks only
+            conditions += builder.conditions(bench, rows, whole[bench.name].num_rows)
+    return conditions
+
+
+def _check_means(profile: ProfileCard) -> None:
+    """Refuse a mean of a column that no scorer of the profile has; it would silently never be printed."""
+    asked = dict.fromkeys(s for found in profile.concepts for s in profile.measures(found).scorers)
+    there = []
+    for name in asked:
+        stem, at, reference = name.partition("@")
+        there += [f"{column}{at}{reference}" for column in scorers.columns(stem)]
+    for wanted in profile.means:
+        if wanted not in there:
+            raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")
+
+
+_ORDER = ("imported", "generate", "caption", "embed", "optimise", "draw", "edit", "score")
+
+
+def _place(stage: str) -> tuple[int, str]:
+    return _ORDER.index(stage.partition("-")[0]), stage

@@ -1,0 +1,376 @@
+"""Stage specs: for each stage of a condition what its worker needs, and all that its output depends on.
+
+The one place where fingerprints are made. Everything is known from cards, files and sources; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness import defenses, scorers
+from harness.cards import overrides
+from harness.cards.backbone import BackboneCard
+from harness.cards.defense import DefenseCard
+from harness.cards.judge import JudgeCard
+from harness.cards.load import load_card
+from harness.cards.places import locate
+from harness.cards.profile import ClipWeights, ProfileCard
+from harness.data import guard
+from harness.errors import UserError
+from harness.models import weights
+from harness.store import fingerprint
+from harness.store.schema import VERSION
+
+if TYPE_CHECKING:
+    from harness.cards.judge import JudgeCard
+    from harness.cards.regenerator import Edit
+    from harness.regenerators.variants import Regenerator
+
+_DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
+
+
+class Source(NamedTuple):
+    """The shards that a stage reads."""
+
+    stage: str
+    fingerprint: str
+    keys: Mapping[str, str] | None = None  # a shard's key to the source's; None: they are the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage of one condition: what a worker needs to know, and the key of its fingerprint."""
+
+    stage: str  # folder in the store and place in the flow: "generate", "score-nudenet"
+    kind: str  # module in harness.stages: "generate", "caption", ..., "score"
+    worker: Mapping[str, Any]  # what the stage's load() takes; plain data
+    key: Mapping[str, Any]  # everything the output depends on
+    upstream: tuple[Source, ...] = ()  # whose columns, side by side, are its input; none: the ticket's rows
+    reference: Source | None = None  # whose images it compares with
+    gpu: bool = False  # whether it runs on a GPU where there is one
+    memory_gb: float = 0.0  # of one copy at work there
+    seconds_per_image: float = 0.0  # of what draws, by its card's estimate
+    fingerprint: str
+
+    @property
+    def source(self) -> Source:
+        """This stage's output, as an input of another."""
+        return Source(self.stage, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Specs:
+    """Makes the specs of one run."""
+
+    profile: ProfileCard
+    backbone: BackboneCard
+    roots: Sequence[Path]
+    hashes: fingerprint.FileHashes
+
+    def generate(self, defense: DefenseCard, concept: str) -> StageSpec:
+        """Draw the benchmark's prompts under a defense."""
+        worker, key = self._drawing(self.backbone, defense, concept)
+        return _spec("generate", worker, key, gpu=True, **_estimates(self.backbone))
+
+    def imported(self) -> StageSpec:
+        """Take images that were not drawn here, from their files."""
+        key = {
+            "schema": VERSION,
+            "libraries": fingerprint.versions(("pillow", "numpy")),
+            "code": _code("imported"),
+        }
+        return _spec("imported", {}, key)
+
+    def caption(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
+        """Describe each image, list what is unsafe, rewrite.
+
+        Raises:
+            UserError: no model for it, or no questions for the concept.
+        """
+        from harness.regenerators import questions
+
+        asked = questions.turns(self.profile.edition, concept)
+        card = self.captioner(regen)
+        worker = {
+            "vlm": _held(card) | {"source": self._source(card.source, card.root)},
+            "edition": self.profile.edition,
+            "concept": concept,
+        }
+        key = {
+            "schema": VERSION,
+            "vlm": _held(card) | {"name": card.name},
+            "weights": weights.identity(card.weights()[0], self.hashes),
+            "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
+            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+            "code": _code("caption"),
+            "upstream": generate.fingerprint,
+        }
+        stage = _named("caption", card.name, self.profile.captioner)
+        return _spec("caption", worker, key, (generate,), stage=stage, gpu=True, memory_gb=card.memory_gb)
+
+    def embed(self, generate: StageSpec, caption: StageSpec | None) -> StageSpec:
+        """CLIP's features of each image and of its captions."""
+        clip = self.clip()
+        upstream = (generate,) if caption is None else (generate, caption)
+        key = self._clip_key(clip) | {
+            "code": _code("embed"),
+            "upstream": [u.fingerprint for u in upstream],
+        }
+        worker = {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        return _spec("embed", worker, key, upstream, gpu=True, memory_gb=clip.memory_gb)
+
+    def optimise(self, regen: Regenerator, concept: str, embed: StageSpec) -> StageSpec:
+        """Search a prompt with the wanted feature.
+
+        Raises:
+            UserError: a prompt of so many tokens does not fit CLIP's window, or there are no words to ban.
+        """
+        from harness.models.clip import room
+
+        assert regen.optimise is not None
+        clip = self.clip()
+        fit = room(self._source(clip.source, self.profile.root), clip.revision)
+        if fit is not None and regen.optimise.tokens > fit:
+            raise UserError(
+                f"regenerator {regen.variant!r}: tokens is {regen.optimise.tokens}, and CLIP of profile "
+                f"{self.profile.name!r} has room for {fit}"
+            )
+        settings = regen.optimise.model_dump(mode="json", exclude={"memory_gb", "ban_concept", "words"})
+        banned = regen.banned(concept)
+        common = {"settings": settings, "banned": list(banned)}
+        key = self._clip_key(clip) | common | {
+            "guard": guard.VERSION,
+            "code": _code("optimise"),
+            "upstream": [embed.fingerprint],
+        }  # fmt: skip
+        worker = common | {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        return _spec("optimise", worker, key, (embed,), gpu=True, memory_gb=regen.optimise.memory_gb)
+
+    def draw(
+        self, regen: Regenerator, defense: DefenseCard, concept: str, generate: StageSpec, made: Sequence[StageSpec]
+    ) -> StageSpec:
+        """Draw each image's new prompt.
+
+        Args:
+            regen: how.
+            defense: what to draw under: the run's own, or `none`.
+            concept: what is to be removed.
+            generate: the stage whose rows are regenerated.
+            made: the stages that made the prompt, in order.
+        """
+        assert regen.draw is not None
+        other = regen.draw.backbone
+        backbone = overrides.backbone(other, self.roots) if other else self.backbone
+        drawing, key = self._drawing(backbone, defense, concept)
+        worker = {
+            "drawing": drawing,
+            "variant": regen.variant,
+            "text": regen.draw.text,
+            "vlm": self.captioner(regen).name if regen.caption else None,
+            "own_canvas": backbone.name != self.backbone.name,  # another backbone draws at its own size and guidance
+        }
+        key = key | {
+            "variant": regen.variant,
+            "text": regen.draw.text,
+            "code": _code("draw", _mechanism(defense)),
+            "upstream": [s.fingerprint for s in (generate, *made)],
+        }
+        stage = _named("draw", backbone.name, self.backbone.name)
+        return _spec("draw", worker, key, (generate, *made), stage=stage, gpu=True, **_estimates(backbone))
+
+    def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
+        """Have an image-to-image editor change each image."""
+        from harness.models import image_editing
+
+        assert regen.edit is not None
+        root, name = regen.card.root, regen.card.name
+        edit = image_editing.pinned(regen.edit, name)  # the same commit on every host
+        left = {"memory_gb", "seconds_per_image", "licence", "gated", "files"}
+        settings = edit.model_dump(mode="json", exclude=left)
+        key = {
+            "schema": VERSION,
+            "guard": guard.VERSION,
+            "variant": regen.variant,
+            "edit": settings,
+            "instruction": image_editing.instruction(edit, concept),
+            "weights": image_editing.identity(edit, root, self.hashes, name),
+            "libraries": fingerprint.versions(image_editing.LIBRARIES),
+            "code": _code("edit"),
+            "upstream": [generate.fingerprint],
+        }
+        worker = {
+            "variant": regen.variant, "edit": edit.model_dump(mode="json"), "root": str(root),
+            "concept": concept, "name": name,
+        }  # fmt: skip
+        return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), gpu=True, **_estimates(edit))
+
+    def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
+        """One scorer over the images of ``images``.
+
+        Args:
+            name: ``nudenet``, or with its reference ``lpips@same/base``.
+            images: the stage whose images are scored.
+            reference: whose images they are compared with, for a pair scorer.
+        """
+        stem, _, beside = name.partition("@")
+        params = dict(self.profile.settings.get(stem, {}))
+        paths = scorers.weights(stem, params)
+        files = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(paths)}
+        key = {
+            "schema": VERSION,
+            "scorer": stem,
+            "params": {name: value for name, value in params.items() if not _leads_to(value, paths)},
+            "weights": files,
+            "libraries": fingerprint.versions(scorers.libraries(stem)),
+            "code": _code("score", f"harness.scorers.{stem}"),
+            "upstream": images.fingerprint,
+        }
+        if reference is not None:
+            key |= {"reference": [beside, reference.fingerprint]}
+        worker = {"scorer": stem, "params": params, "reference": beside or None}
+        stage = f"score-{stem}" + (f"-{beside.partition('/')[0]}" if beside else "")
+        return _spec("score", worker, key, (images,), stage=stage, reference=reference)
+
+    def captioner(self, regen: Regenerator) -> JudgeCard:
+        """The card of the model that describes images for ``regen``.
+
+        Raises:
+            UserError: neither the regenerator nor the profile names one, or it answers from afar.
+        """
+        name = (regen.caption and regen.caption.vlm) or self.profile.captioner
+        if name is None:
+            raise UserError(
+                f"regenerator {regen.variant!r} needs captions, and profile {self.profile.name!r} names no captioner"
+            )
+        card = load_card(JudgeCard, name, self.roots)
+        if card.backend != "local":
+            raise UserError(f"{name!r} cannot describe images for a regenerator: it is no local model")
+        return card
+
+    def clip(self) -> ClipWeights:
+        """The profile's CLIP.
+
+        Raises:
+            UserError: it has none.
+        """
+        if self.profile.clip is None:
+            raise UserError(f"profile {self.profile.name!r} names no `clip`, which an optimised prompt needs")
+        return self.profile.clip
+
+    def _drawing(
+        self, backbone: BackboneCard, defense: DefenseCard, concept: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What draws: the worker's part and the key's part.
+
+        Raises:
+            UserError: the defense cannot change the backbone.
+        """
+        defenses.require(defense, backbone)
+        params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
+        files = self._files(params)
+        # Where a file lies is the worker's business; what it holds is the result's.
+        known = {name: value for name, value in params.items() if name not in files}
+        method = {"mechanism": defense.mechanism, "params": known, "files": files}
+        common = {
+            "backbone": backbone.model_dump(
+                mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
+            ),
+            "weights": weights.identity(backbone.weights()[0], self.hashes),
+            "libraries": fingerprint.versions(_DRAW_LIBRARIES),
+        }
+        artefact = None
+        if defense.artefact:
+            built = {**common, "method": method, "code": fingerprint.code([_mechanism(defense)])}
+            artefact = {"key": built, "fingerprint": fingerprint.digest(built)}
+        key = {
+            **common,
+            "schema": VERSION,
+            "guard": guard.VERSION,
+            "method": method,
+            "artefact": artefact and artefact["fingerprint"],
+            "code": _code("generate", _mechanism(defense)),
+        }
+        worker = {
+            "backbone": backbone.model_dump(mode="json") | {"path": str(backbone.path), "root": str(backbone.root)},
+            "method": {"mechanism": defense.mechanism, "params": params},
+            "artefact": artefact,
+        }
+        return worker, key
+
+    def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """sha256 of every local file that a defense's parameters name, by the parameter."""
+        found = {}
+        for name, value in params.items():
+            for path in defenses.files({name: value}):
+                if not path.is_file():
+                    raise UserError(f"no file {path} (named in the parameters of a defense)")
+                found[name] = self.hashes.of(path)
+        return found
+
+    def _clip_key(self, clip: ClipWeights) -> dict[str, Any]:
+        return {
+            "schema": VERSION,
+            "clip": _held(clip),
+            "weights": weights.identity(self.profile.weights()[0], self.hashes),
+            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+        }
+
+    @staticmethod
+    def _source(source: str, root: Path) -> str:
+        """A folder for packaged weights, else the hub id."""
+        return str(locate(source, root)) if source.startswith("package:") else source
+
+
+def _code(kind: str, *modules: str) -> str:
+    """Digest of the code of a kind of stage, and of what its worker finds by name."""
+    return fingerprint.code([f"harness.pipeline.stages.{kind}", *modules])
+
+
+def _mechanism(defense: DefenseCard) -> str:
+    """The module of a defense's mechanism."""
+    return f"harness.defenses.{defense.mechanism}"
+
+
+def _leads_to(value: Any, paths: Sequence[Path]) -> bool:
+    """Whether a parameter is only the place of files whose content is known; no matter where that is."""
+    place = Path(value).expanduser() if isinstance(value, str) and value else None
+    return place is not None and any(place == path or place in path.parents for path in paths)
+
+
+def _named(kind: str, model: str, own: str | None) -> str:
+    """A stage's name. A model other than the run's ``own`` has a stage to itself: it is loaded once, not per shard."""
+    return kind if model == own else f"{kind}-{model}"
+
+
+def _held(model: ClipWeights | JudgeCard) -> dict[str, Any]:
+    """How a model is held, as its loader takes it."""
+    return {
+        "source": model.source, "revision": model.revision, "dtype": model.dtype, "micro_batch": model.micro_batch
+    }  # fmt: skip
+
+
+def _estimates(card: BackboneCard | Edit) -> dict[str, Any]:
+    return {"memory_gb": card.memory_gb, "seconds_per_image": card.seconds_per_image}
+
+
+def _spec(
+    kind: str,
+    worker: Mapping[str, Any],
+    key: Mapping[str, Any],
+    upstream: Sequence[StageSpec] = (),
+    *,
+    stage: str | None = None,
+    **more: Any,
+) -> StageSpec:
+    return StageSpec(
+        stage=stage or kind,
+        kind=kind,
+        worker=worker,
+        key=key,
+        upstream=tuple(u.source for u in upstream),
+        fingerprint=fingerprint.digest(key),
+        **more,
+    )

@@ -1,0 +1,278 @@
+"""One stage at work: take a ticket, compute its shard unless it is published, pass the ticket on.
+
+What flows is a *ticket* (a one-row table); shards lie in the store. Retry, quarantine, time-outs and
+stopping live here and on disk, so that they hold under any executor and any death:
+
+* A mark is written before computing (and before loading a model) and removed after. A shard whose
+  marks show that it killed its worker ``tries`` times is computed row by row, each row marked; a row
+  that killed it as often on its own is quarantined by name, unless nothing but deaths is seen: then it
+  is not the rows. Marks live in the run's folder, anew at every start.
+* A row that raises is final and counted; what may pass (memory, a full disk) leaves the shard incomplete.
+* ``faulthandler`` ends a worker that hangs; from there it is a death like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harness.errors import is_transient
+from harness.pipeline.stage_specs import Source, StageSpec
+from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, row_name
+from harness.store.schema import KEY
+from harness.store.shards import Store, columns, is_complete, publish, read
+
+INHERITED = "base:"  # begins the error of a regeneration whose image failed
+_LOADING = "(loading)"  # in a mark, in a row's place
+
+TICKET = pa.schema(
+    [
+        ("condition", pa.int32()),
+        ("shard", pa.int32()),
+        ("key", pa.string()),
+        ("rows", pa.binary()),  # Arrow IPC of the shard's prompt rows
+        (
+            "status",
+            pa.string(),
+        ),  # "ok", or why the rest of the condition is not done: "stopped", "incomplete", "failed"
+        ("detail", pa.string()),  # for people: what went wrong
+        ("failed", pa.list_(pa.string())),  # rows of this shard that ended in an error, computed just now
+    ]
+)
+
+
+class Worker(Protocol):
+    """A loaded model: rows in, rows out, in the same order; row errors are values, not exceptions."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Compute a shard (or a part of one).
+
+        Raises:
+            TransientError: nothing is wrong with the rows; try again later.
+        """
+        ...
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        """The output for ``rows`` when each of them ended in the error ``code``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """Where a run happens, and its patience."""
+
+    store: Store
+    run: Path  # folder of the run: marks, stop file, sidecars
+    device: str = "cpu"
+    tries: int = 2  # deaths of a whole shard before it is split into rows, and of a row alone before it is given up
+    limit_s: float = 3600.0  # a call that takes longer is a hang
+
+    @property
+    def stop(self) -> Path:
+        return self.run / "STOP"
+
+
+class StageActor:
+    """Stages that share a process, as Ray Data or the inline executor calls them: a ticket meets them in order."""
+
+    def __init__(
+        self, stages: Sequence[Mapping[int, tuple[StageSpec, ...]]], context: WorkerContext, gpu_share: float = 0.0
+    ) -> None:
+        """Args: stages: each stage's specs by condition index. gpu_share: the part of a GPU's memory to keep within."""
+        self._stages = [Stage(specs, context) for specs in stages]
+        if gpu_share and context.device != "cpu":
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(gpu_share)  # Ray's shares are bookkeeping only
+
+    def __call__(self, ticket: pa.Table) -> pa.Table:
+        for stage in self._stages:
+            ticket = stage(ticket)
+        return ticket
+
+
+class Stage:
+    """A stage of every condition of a run."""
+
+    def __init__(self, specs: Mapping[int, tuple[StageSpec, ...]], context: WorkerContext) -> None:
+        """Args: specs: by condition index, one per variant; a condition without this stage passes through."""
+        self._specs, self._context = specs, context
+        self._worker: Worker | None = None
+        self._loaded: str | None = None
+
+    def __call__(self, ticket: pa.Table) -> pa.Table:
+        """Publish the ticket's shard at this stage, or say in the ticket why not."""
+        row: dict[str, Any] = ticket.to_pylist()[0]
+        for spec in self._specs.get(row["condition"], ()):
+            if row["status"] != "ok":
+                break
+            try:
+                self._ensure(spec, row)
+            except Exception as error:  # the boundary: one shard's bug must not take the others along
+                if is_transient(error):
+                    row |= {"status": "incomplete", "detail": f"{spec.stage}: {error}"}
+                else:
+                    row |= {"status": "failed", "detail": f"{spec.stage}: {type(error).__name__}: {error}"}
+                self._log(spec, row["key"], {"traceback": traceback.format_exc()})
+        return pa.Table.from_pylist([row], schema=TICKET)
+
+    def _ensure(self, spec: StageSpec, row: dict[str, Any]) -> None:
+        path = self._context.store.path(spec.stage, spec.fingerprint, row["key"])
+        if not is_complete(path):
+            if self._context.stop.exists():
+                row |= {"status": "stopped", "detail": "the run was stopped"}
+                return
+            self._context.store.describe(spec.stage, spec.fingerprint, spec.key)
+            output, seconds, deaths = self._compute(spec, row["key"], self._input(spec, row))
+            publish(path, output)
+            self._context.store.note_cost(path, seconds, output.num_rows, self._context.device if spec.gpu else "cpu")
+            self._log(spec, row["key"], {"seconds": seconds, "rows": output.num_rows, "deaths": deaths})
+            row["failed"] = sorted({*row["failed"], *failed(read(path, error_columns(path)))})
+
+    def _input(self, spec: StageSpec, row: dict[str, Any]) -> pa.Table:
+        """The stage's rows: the ticket's own, or the columns of all it reads side by side."""
+        if not spec.upstream:
+            return pa.ipc.open_stream(row["rows"]).read_all()
+        first, *others = [self._read(source, row["key"]) for source in spec.upstream]
+        for other in others:
+            first = join_columns(first, other)
+        if spec.reference is not None:
+            reference = self._read(spec.reference, row["key"])
+            if reference.select(["row_id", "sample"]) != first.select(["row_id", "sample"]):
+                raise ValueError(f"{spec.reference.stage} {row['key']} holds other prompts than its images")
+            first = first.append_column("reference", reference["image"])
+            first = first.append_column("reference_sha256", reference["image_sha256"])
+        return first
+
+    def _read(self, source: Source, key: str) -> pa.Table:
+        return read(self._context.store.path(source.stage, source.fingerprint, (source.keys or {}).get(key, key)))
+
+    def _compute(self, spec: StageSpec, key: str, rows: pa.Table) -> tuple[pa.Table, float, int]:
+        """The shard's output, seconds without loading, and how many workers it has killed in this run."""
+        marks = Marks(self._context.run / "attempts" / f"{spec.stage}-{spec.fingerprint}-{key}.jsonl")
+        deaths = marks.count(None)
+        if deaths < self._context.tries:
+            with marks.held(None), self._watched(spec, key):
+                worker = self._load(spec)
+                started = time.perf_counter()
+                search = Bisection(worker, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+                (output,) = search([rows])
+        else:
+            started = time.perf_counter()
+            output = self._one_by_one(spec, key, rows, marks)
+        marks.clear()
+        return output, time.perf_counter() - started, deaths
+
+    def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
+        """Each row on its own, marked; a row that has killed its worker ``tries`` times is quarantined.
+
+        Raises:
+            DeadlyError: loading the model is what kills, or every row so far has.
+        """
+        if marks.count(_LOADING) >= self._context.tries:
+            raise DeadlyError("loading its model kills the worker (is there room for it?)")
+        parts = [rows.slice(i, 1) for i in range(rows.num_rows)]
+        names = [row_name(part) for part in parts]
+        deadly = [marks.count(name) >= self._context.tries for name in names]
+        if sum(deadly) >= HOPELESS and not any(marks.ended(name) for name in names):
+            raise DeadlyError(f"every row kills the worker, first {names[0]}")
+        with marks.held(_LOADING), self._watched(spec, key):
+            worker = self._load(spec)
+
+        def alone(part: pa.Table) -> pa.Table:
+            with marks.held(row_name(part)), self._watched(spec, key):
+                return worker(part)
+
+        search = Bisection(alone, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
+        computed = iter(search([part for part, dead in zip(parts, deadly, strict=True) if not dead]))
+        output = []
+        for part, name, dead in zip(parts, names, deadly, strict=True):
+            if dead:
+                self._log(spec, key, {"quarantined": name})
+            output.append(worker.failed(part, f"{spec.stage}:crash") if dead else next(computed))
+        return pa.concat_tables(output).combine_chunks()
+
+    def _load(self, spec: StageSpec) -> Worker:
+        """The stage's model, loaded at first need; the module may keep what two specs share.
+
+        The worker before is given away: where loading fails, it may be half changed, and nothing is computed with it.
+        """
+        if self._worker is None or self._loaded != spec.fingerprint:
+            module = importlib.import_module(f"harness.pipeline.stages.{spec.kind}")
+            previous, self._worker = self._worker, None
+            self._worker = module.load(spec.worker, self._context, previous)
+            self._loaded = spec.fingerprint
+        return self._worker
+
+    @contextmanager
+    def _watched(self, spec: StageSpec, key: str) -> Iterator[None]:
+        """End this process, with every stack written down, if the block takes longer than the limit."""
+        folder = self._context.run / "hangs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{spec.stage}-{key}-{os.getpid()}.txt"
+        with path.open("w") as trace:
+            faulthandler.dump_traceback_later(self._context.limit_s, exit=True, file=trace)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        path.unlink(missing_ok=True)
+
+    def _log(self, spec: StageSpec, key: str, entry: dict[str, Any]) -> None:
+        """What is not deterministic (seconds, host, tracebacks) goes to the run's sidecar."""
+        where = {"stage": spec.stage, "fingerprint": spec.fingerprint, "shard": key}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        folder = self._context.run / "log"
+        with contextlib.suppress(OSError):  # what cannot be noted is no reason to lose what was computed
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
+                file.write(json.dumps(where | who | entry) + "\n")
+
+
+def join_columns(table: pa.Table, other: pa.Table) -> pa.Table:
+    """``table`` with the columns of ``other`` that it lacks; both hold the same prompts in the same order.
+
+    Raises:
+        ValueError: they do not.
+    """
+    identity = ["row_id", "sample", "defense"]  # a regeneration's variant is another one
+    if table.select(identity) != other.select(identity):
+        raise ValueError("tables of other rows cannot stand side by side")
+    for name in other.column_names:
+        if name not in table.column_names:
+            table = table.append_column(other.schema.field(name), other[name])
+    return table
+
+
+def error_columns(path: Path) -> list[str]:
+    """Columns of a published shard that ``failed`` looks at."""
+    return [c for c in columns(path) if c in KEY or _says_error(c)]
+
+
+def failed(rows: pa.Table) -> set[str]:
+    """Names of the rows that ended in an error of their own; what a regeneration inherits is its image's."""
+    found: set[str] = set()
+    key = [c for c in KEY if c in rows.column_names]
+    for name in filter(_says_error, rows.column_names):
+        codes = rows[name]
+        own = pc.and_(pc.is_valid(codes), pc.invert(pc.fill_null(pc.starts_with(codes, INHERITED), False)))
+        found |= {" ".join(map(str, row.values())) for row in rows.select(key).filter(own).to_pylist()}
+    return found
+
+
+def _says_error(column: str) -> bool:
+    return column == "error" or column.partition("@")[0].endswith("_error")

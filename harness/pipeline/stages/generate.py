@@ -1,0 +1,154 @@
+"""The generate stage: prompt rows in, image rows out (schema PROMPT -> IMAGE)."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from harness import defenses
+from harness.cards.backbone import BackboneCard
+from harness.data.guard import guard
+from harness.errors import RowError
+from harness.models import text_to_image
+from harness.pipeline.stages.images import one_thread, put
+from harness.pipeline.stages.memory import fitting
+from harness.store.schema import IMAGE, need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffusers import StableDiffusionPipeline
+
+    from harness.defenses import Defense
+    from harness.pipeline.stages.base import Worker, WorkerContext
+
+
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # as diffusers calls them, one for each text encoder
+
+
+def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | None) -> Generate:
+    """The backbone under one defense; keeps the loaded backbone when only the defense changes.
+
+    Raises:
+        UserError: weights are missing or do not fit.
+    """
+    card = BackboneCard.model_validate(worker["backbone"])
+    one_thread(context.device)
+    if isinstance(previous, Generate) and previous.card == card:
+        pipe = previous.release()
+    else:
+        pipe = text_to_image.load(card, context.device)
+    method = worker["method"]
+    artefact = _artefact(pipe, worker, context) if worker["artefact"] else None
+    defense = defenses.load(method["mechanism"], pipe, method["params"], artefact)
+    return Generate(card, pipe, defense, method["params"]["concept"])
+
+
+def _artefact(
+    pipe: StableDiffusionPipeline, worker: Mapping[str, Any], context: WorkerContext
+) -> dict[str, torch.Tensor]:
+    """The built defense from the store; built here, by one process at a time, when it is not there yet."""
+    found, method = worker["artefact"], worker["method"]
+    folder = context.store.folder("artefact", found["fingerprint"])
+    path = folder / "unet.safetensors"
+    if not path.exists():
+        with _alone(folder):
+            if not path.exists():
+                tensors = defenses.build(method["mechanism"], pipe, method["params"])
+                defenses.write_artefact(path, tensors, found["key"])
+    return defenses.read_built(method["mechanism"], path, pipe)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        flock(file, LOCK_EX)
+        yield
+
+
+class Generate:
+    """A defended backbone at work."""
+
+    def __init__(self, card: BackboneCard, pipe: StableDiffusionPipeline, defense: Defense, concept: str) -> None:
+        self.card, self._pipe, self._defense, self._concept = card, pipe, defense, concept
+        defense.attach(pipe)
+
+    def release(self) -> StableDiffusionPipeline:
+        """The backbone as it was before the defense; this is not to be drawn with any more."""
+        self._defense.detach(self._pipe)
+        return self._pipe
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Draw every row that is not excluded.
+
+        Raises:
+            TransientError: out of memory, with the micro-batch that would fit.
+        """
+        entries: list[dict[str, Any]] = rows.to_pylist()
+        for entry in entries:
+            entry |= {"image": None, "image_sha256": None, "degenerate": None, "error": None}
+        self.paint([(e, e["prompt"]) for e in entries if e["excluded"] is None])
+        return need(pa.Table.from_pylist(entries, schema=IMAGE), IMAGE, "generate")
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        empty = {"image": None, "image_sha256": None, "degenerate": None, "error": code}
+        return pa.Table.from_pylist([r | empty for r in rows.to_pylist()], schema=IMAGE)
+
+    def paint(self, jobs: Sequence[tuple[dict[str, Any], str]]) -> None:
+        """Draw a text for each row and fill its image columns; rows are grouped by guidance and size.
+
+        Args:
+            jobs: row (its seed, guidance, size and concept count) and what to draw. A text that the guard refuses,
+                for the row's or the defense's concept, excludes its row.
+
+        Raises:
+            TransientError: out of memory, with the micro-batch that would fit.
+        """
+        groups: dict[text_to_image.Canvas, list[tuple[dict[str, Any], str]]] = {}
+        for entry, text in jobs:
+            if admitted(entry, [text], self._concept):
+                canvas = text_to_image.Canvas(entry["guidance"], entry["width"], entry["height"])
+                groups.setdefault(canvas, []).append((entry, text))
+        for canvas, members in groups.items():
+            self._draw(members, canvas)
+
+    def cuts(self, text: str) -> bool:
+        """Whether the end of ``text`` is lost: it is longer than the window of each of the backbone's text encoders."""
+        taken = inspect.signature(type(self._pipe).__call__).parameters
+        limit = self.card.max_sequence_length  # of T5; CLIP's window is smaller
+        if limit is None:
+            limit = taken["max_sequence_length"].default if "max_sequence_length" in taken else sys.maxsize
+        found = [t for name in _TOKENIZERS if (t := getattr(self._pipe, name, None)) is not None]
+        over = [len(t(text, truncation=False, verbose=False).input_ids) > min(t.model_max_length, limit) for t in found]
+        return bool(over) and all(over)
+
+    def _draw(self, jobs: Sequence[tuple[dict[str, Any], str]], canvas: text_to_image.Canvas) -> None:
+        requests = [text_to_image.Request(text, e["seed"], e["concept"]) for e, text in jobs]
+        size = self.card.micro_batch
+        with fitting(size, "micro_batch", self.card.path.name):
+            images = text_to_image.sample(
+                self._pipe, self._defense, requests, canvas, self.card.steps, size, text_to_image.options(self.card)
+            )
+        for (entry, _), image in zip(jobs, images, strict=True):
+            put(entry, image)
+
+
+def admitted(entry: dict[str, Any], texts: Iterable[str], concept: str) -> bool:
+    """Whether the guard passes every text for the row's concept and for ``concept``; if not, the row says why."""
+    try:
+        for text in texts:
+            guard(text, entry["concept"])
+            guard(text, concept)
+    except RowError as error:
+        entry["excluded"] = error.code
+        return False
+    return True

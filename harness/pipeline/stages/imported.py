@@ -1,0 +1,50 @@
+"""The given stage: images that were not drawn here, taken from their files (schema PROMPT + SOURCE -> IMAGE)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from harness.data import image_folder
+from harness.errors import RowError
+from harness.pipeline.stages.images import decode, put
+from harness.store.schema import IMAGE
+
+if TYPE_CHECKING:
+    from harness.pipeline.stages.base import Worker, WorkerContext
+
+
+def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | None) -> Given:
+    """Nothing to load."""
+    return Given()
+
+
+class Given:
+    """Reads, checks and decodes."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([_take(row) for row in rows.to_pylist()], schema=IMAGE)
+
+    def failed(self, rows: pa.Table, code: str) -> pa.Table:
+        return pa.Table.from_pylist([{**_blank(row), "error": code} for row in rows.to_pylist()], schema=IMAGE)
+
+
+def _take(row: dict[str, Any]) -> dict[str, Any]:
+    entry = _blank(row)
+    try:
+        data = image_folder.load(row["source"])
+        if hashlib.sha256(data).hexdigest() != row["source_sha256"]:
+            raise RowError("changed", "the file is not the one the run began with")
+        put(entry, decode(data))
+    except OSError:
+        entry["error"] = "unreadable"
+    except RowError as error:
+        entry["error"] = error.code
+    return entry
+
+
+def _blank(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in IMAGE.names}

@@ -1,0 +1,121 @@
+"""Regenerators as a run uses them: a card with, if so wished, other values, ``resafe:alpha=0.5:tokens=8``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.cards import overrides
+from harness.cards.load import load_card
+from harness.cards.regenerator import OWN_KEYS, Caption, Draw, Edit, Optimise, RegeneratorCard, merged_sections
+from harness.cards.yaml_file import show
+from harness.errors import UserError
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Regenerator:
+    """A card as one run uses it: its edition's values, and those asked for on the command line."""
+
+    variant: str  # its name in the tables
+    card: RegeneratorCard
+    caption: Caption | None
+    optimise: Optimise | None
+    draw: Draw | None
+    edit: Edit | None
+
+    def method(self) -> dict[str, Any]:
+        """What a cell says of the method beyond its name."""
+        found: dict[str, Any] = {}
+        if self.optimise is not None:
+            found |= {"alpha": self.optimise.alpha, "lam": self.optimise.lam, "tokens": self.optimise.tokens,
+                      "iterations": self.optimise.iterations}  # fmt: skip
+        if self.draw is not None and self.draw.defended:
+            found["drawn by"] = "the defended backbone"
+        if self.draw is not None and self.draw.backbone is not None:
+            found["drawn by"] = self.draw.backbone
+        return found
+
+    def deviations(self) -> dict[str, Any]:
+        """What departs from the published procedure, so that no table of the paper takes the number for its own."""
+        if self.optimise is None or self.optimise.plateau is None:
+            return {}
+        return {"deviation": f"stops after {self.optimise.plateau} iterations without improvement"}
+
+    def banned(self, concept: str) -> tuple[str, ...]:
+        """Words that no optimised prompt may hold, beside age terms.
+
+        Raises:
+            UserError: the concept's are to be banned, and the card lists none.
+        """
+        if self.optimise is None or not self.optimise.ban_concept:
+            return ()
+        if concept not in self.optimise.words:
+            raise UserError(
+                f"regenerator {self.variant!r} is to ban the words of concept {concept!r}, and its card lists some for "
+                f"{', '.join(self.optimise.words)} only; see {show(self.card.path)}"
+            )
+        return self.optimise.words[concept]
+
+    def admits(self, edition: str, concept: str) -> bool:
+        """Whether the method knows how to remove ``concept``: captions are rewritten concept by concept."""
+        if self.caption is None:
+            return True
+        from harness.regenerators import questions
+
+        return concept in questions.concepts(edition)
+
+
+def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Regenerator]:
+    """The regenerators that ``specs`` name, each once; "none" names none.
+
+    Args:
+        specs: card names, each with ``:key=value`` for what shall differ.
+        edition: the profile's, ``paper`` or ``shapes``.
+
+    Raises:
+        UserError: an unknown name or key, a bad value, "none" beside others.
+    """
+    if NONE in specs:
+        if len(specs) > 1:
+            raise UserError(f"--regen: 'none' beside {', '.join(s for s in specs if s != NONE)}")
+        return []
+    found = [_regenerator(spec, edition, roots) for spec in specs]
+    return list({r.variant: r for r in found}.values())
+
+
+def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
+    name, asked = overrides.parse(spec, "--regen")
+    card = load_card(RegeneratorCard, name, roots)
+    plain = merged_sections(card, edition, {})
+    homes = {
+        key: section
+        for section, held in plain.items()
+        if held is not None
+        for key in type(held).model_fields
+        if key not in OWN_KEYS
+    }
+    overrides.known(spec, "--regen", asked, list(homes), card.path)
+    by_section: dict[str, dict[str, str]] = {}
+    for key in sorted(asked, key=list(homes).index):
+        by_section.setdefault(homes[key], {})[key] = asked[key]
+    try:
+        changed = merged_sections(card, edition, by_section)
+    except ValidationError as error:
+        raise overrides.refused(spec, "--regen", error) from None
+    differ = [
+        f":{key}={overrides.said(getattr(changed[section], key))}"
+        for section, keys in by_section.items()
+        for key in keys
+        if getattr(changed[section], key) != getattr(plain[section], key)
+    ]
+    if card.caption is None and changed["optimise"] is not None and changed["optimise"].alpha > 0:
+        raise UserError(
+            f"--regen {spec!r}: alpha above 0 mixes in a caption, and {name} makes none; see {show(card.path)}"
+        )
+    return Regenerator(name + "".join(differ), card, **changed)

@@ -1,0 +1,1 @@
+"""Makers of the shapes world: training, benchmarks, measurement. No run imports them."""
