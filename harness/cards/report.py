@@ -7,13 +7,12 @@ that is no k/n, columns that look rotated); it never replaces the number.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from decimal import Decimal
-from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from harness.cards.base import Card, Count, Kind, Model
+from harness.cards.printed import fit
 
 REFERENCE = "paper"  # the one profile whose numbers may stand beside the printed ones
 Number = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?$")]  # percent
@@ -132,11 +131,5 @@ def printed_count(number: str, n: int) -> int | None:
         number: percent with its decimals, as printed.
         n: rows of the benchmark.
     """
-    value = Fraction(number)
-    unit = Fraction(1, 10 ** -int(Decimal(number).as_tuple().exponent))
-    nearest = value * n / 100
-    candidates = [k for k in range(int(nearest) - 1, int(nearest) + 3) if 0 <= k <= n]
-    rounded = [k for k in candidates if abs(Fraction(100 * k, n) - value) <= unit / 2]
-    cut = [k for k in candidates if value <= Fraction(100 * k, n) < value + unit]
-    found = rounded or cut
-    return min(found, key=lambda k: abs(k - nearest), default=None)
+    found = fit(number, n)
+    return None if found is None else found.k

@@ -16,7 +16,7 @@ from itertools import combinations, product
 from math import prod
 from typing import Literal, NamedTuple
 
-from harness.metrics.printed import chance, closest, decimals, fit, rounds, sizes
+from harness.cards.printed import chance, closest, decimals, fit, rounds, sizes
 
 Kind = Literal["exact", "cut off", "pooled", "infeasible", "not printed"]
 LIKELY = 0.05  # an explanation that fits random numbers more often than this explains nothing

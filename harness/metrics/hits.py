@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness.metrics.clustered import mean
+from harness.metrics.bootstrap import mean
 from harness.metrics.intervals import LEVEL, wilson
 
 

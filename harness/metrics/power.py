@@ -125,7 +125,7 @@ def _binomial(n: int, p: float, most: int) -> NDArray[np.float64]:
     """Probabilities of 0 to ``most`` out of n."""
     k = np.arange(most + 1)
     if p in (0.0, 1.0):
-        return (k == n * p).astype(np.float64)
+        return np.where(k == n * p, 1.0, 0.0)
     log_factorial = _log_factorials(1 << n.bit_length())
     logs = log_factorial[n] - log_factorial[k] - log_factorial[n - k] + k * log(p) + (n - k) * log(1 - p)
     found: NDArray[np.float64] = np.exp(logs)
@@ -135,4 +135,5 @@ def _binomial(n: int, p: float, most: int) -> NDArray[np.float64]:
 @lru_cache(maxsize=8)
 def _log_factorials(up_to: int) -> NDArray[np.float64]:
     """Logarithms of 0! to ``up_to``!."""
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, up_to + 1)))])
+    found: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, up_to + 1)))])
+    return found

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.metrics.clustered import mean
+from harness.metrics.bootstrap import mean
 from harness.metrics.intervals import LEVEL, Interval
 from harness.metrics.paired import holm, paired_difference, swapped_prompts
 

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from harness.cards.printed import fit
 from harness.metrics.audit import Finding, PrintedTable, audit
-from harness.metrics.printed import fit
 
 REPORTS = Path(__file__).parents[2] / "reports"
 SIZES = {"k77": 95, "k38": 95, "k16": 95, "mma": 1000, "p4d": 272, "uda": 142, "i2p": 4703}

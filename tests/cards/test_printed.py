@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.metrics.printed import chance, closest, fit, rounds, sizes
+from harness.cards.printed import chance, closest, fit, rounds, sizes
 
 WAYS = [ROUND_HALF_UP, ROUND_HALF_EVEN, ROUND_DOWN]
 

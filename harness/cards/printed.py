@@ -54,7 +54,8 @@ def chance(places: int, n: int) -> float:
         places: digits after the point.
         n: rows.
     """
-    return min(1.0, (n + 1) / (100 * 10**places + 1))
+    numbers: int = 100 * 10**places + 1
+    return min(1.0, (n + 1) / numbers)
 
 
 def closest(number: str, n: int) -> str:
