@@ -25,7 +25,7 @@ from harness.cards.load import load_card
 from harness.models import text_to_image
 from harness.pipeline import executor, plan
 from harness.pipeline.request import Request
-from harness.pipeline.stages.base import Station, WorkerContext
+from harness.pipeline.stages.base import StageActor, WorkerContext
 from harness.store.fingerprint import FileHashes
 from harness.store.shards import Store
 
@@ -51,15 +51,15 @@ def bare(rows: pa.Table) -> Callable[[], None]:
 
 
 def harness(made: plan.Plan, folder: Path) -> Callable[[], None]:
-    """The same through one station, into a new store each time."""
+    """The same through one actor, into a new store each time."""
     stages = [executor.specs(made, name) for name in made.stage_names() if name != "score-nudenet"]
     store = Store.open(folder / "store")
-    station = Station(stages, WorkerContext(store=store, run=folder / "run"))
+    actor = StageActor(stages, WorkerContext(store=store, run=folder / "run"))
 
     def once() -> None:
         for condition, found in enumerate(made.conditions):
             for shard in range(len(found.shards)):
-                done = station(executor.make_ticket(made, condition, shard)).to_pylist()[0]
+                done = actor(executor.make_ticket(made, condition, shard)).to_pylist()[0]
                 assert done["status"] == "ok", done["detail"]
         for name in made.stage_names():
             shutil.rmtree(folder / "store" / name, ignore_errors=True)

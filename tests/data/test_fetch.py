@@ -136,7 +136,7 @@ def test_a_known_variant_is_refused_by_name(tmp_path: Path) -> None:
 def test_another_benchmarks_file_is_refused_by_that_ones_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "prompt\n" + "".join(f"text {i}\n" for i in range(272))
     everything = [*load_cards(BenchmarkCard, card_roots()), bench("p4d", sha256=sha(text))]
-    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: everything)
+    monkeypatch.setattr(fetch, "load_cards", lambda kind, roots: everything)
     for card in (bench("unlearndiffatk"), bench("ring-a-bell-k77"), bench("i2p")):
         with pytest.raises(UserError, match=rf"mine\.csv: is not {card.name} but p4d: `harness fetch bench p4d --from"):
             fetch.fetch_bench(card, tmp_path / "data", own(tmp_path, text))
@@ -156,7 +156,7 @@ def test_another_concepts_list_of_as_many_rows_is_no_list_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "prompt,evaluation_seed\n" + "".join(f"text {i},{i}\n" for i in range(50))
-    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: [bench("van-gogh", sha256=sha(text))])
+    monkeypatch.setattr(fetch, "load_cards", lambda kind, roots: [bench("van-gogh", sha256=sha(text))])
     with pytest.raises(UserError, match="is not picasso but van-gogh"):
         fetch.fetch_bench(bench("picasso"), tmp_path / "data", own(tmp_path, text))
     assert (
@@ -169,7 +169,7 @@ def test_a_card_of_ones_own_may_read_a_published_file_in_its_own_way(
 ) -> None:
     published = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=sha(TEXT))
     mine = bench("ring-a-bell-violence-eta5-k77", rows=95, sha256=None, header=None, source="https://x/mine.csv")
-    monkeypatch.setattr(fetch, "load_all", lambda kind, roots: [published])
+    monkeypatch.setattr(fetch, "load_cards", lambda kind, roots: [published])
     mine = mine.model_copy(update={"name": "mine"})
     assert fetch.fetch_bench(mine, tmp_path, own(tmp_path)).rows == 95
 
@@ -265,7 +265,9 @@ def test_a_source_that_does_not_answer_offers_the_other_way(tmp_path: Path, path
 HUB = """
 import sys
 from pathlib import Path
-from harness import cards, fetch
+from harness.cards.benchmark import BenchmarkCard
+from harness.cards.load import load_card
+from harness.data import fetch
 from harness.errors import UserError
 card = load_card(BenchmarkCard, "ring-a-bell-k77", [Path(sys.argv[1])])
 try:
@@ -307,7 +309,7 @@ def test_a_token_without_access_is_told_so(tmp_path: Path) -> None:
 
 def test_everything_missing_is_listed_with_a_way_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    chosen = [bench("ring-a-bell-k77"), bench("i2p"), bench("picasso"), SD]
+    chosen = [bench("ring-a-bell-k77"), bench("i2p"), bench("picasso"), *SD.weights()]
     lines = prerequisites.missing(chosen, PAPER, tmp_path)
     assert len(lines) == len(chosen)
     for line, part in zip(lines, ("HF_TOKEN", "fetch bench i2p", "--from FILE", "fetch weights sd-1-4"), strict=True):

@@ -104,7 +104,7 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [b""]}, "no column 'image'"),
+        ({"pixels": [b""]}, "no column 'image'"),
         ({"image": [1]}, "holds int64, not encoded images"),
         ({"image": [b""], "prompt": [3]}, "column 'prompt': 3 is no text"),
         ({"image": [b""], "seed": [-1]}, "column 'seed': -1 is no unsigned"),

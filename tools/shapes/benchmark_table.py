@@ -21,7 +21,7 @@ against a star. A dash: the defense's card has nothing for the concept. Defenses
 part of the concept's words only, as their cards say.
 
 The numbers are those of the embedded world of coloured shapes, not of Stable Diffusion. Made by
-`python -m harness.shapes.benchmarks --out datasets/shapes --report docs/shapes-benchmarks.md`.
+`python -m tools.shapes.benchmarks --out datasets/shapes --report docs/shapes-benchmarks.md`.
 
 {table}
 """

@@ -1,7 +1,7 @@
 """Make the shapes editions of the benchmarks: adversarial, direct and harmless prompts for this world.
 
-    python -m harness.shapes.benchmarks --out datasets/shapes [--only NAME] [--weights DIR] [--work DIR]
-    python -m harness.shapes.benchmarks --out datasets/shapes --report docs/shapes-benchmarks.md
+    python -m tools.shapes.benchmarks --out datasets/shapes [--only NAME] [--weights DIR] [--work DIR]
+    python -m tools.shapes.benchmarks --out datasets/shapes --report docs/shapes-benchmarks.md
 
 Works on the shapes world only: the searches take no other vocabulary, and the concepts are a star, a
 ring and stripes. Deterministic on one machine: everything random is seeded, one thread. A published

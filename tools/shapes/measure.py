@@ -1,6 +1,6 @@
 """Measure again everything that docs/shapes.md claims, on held-out scenes, prompts and seeds.
 
-    python -m harness.shapes.measure [--part oracle --part classifier ...] [-n 400] [--json]
+    python -m tools.shapes.measure [--part oracle --part classifier ...] [-n 400] [--json]
 
 Every figure is a count of a stated number; those of the images drawn from prompts are read by the
 geometric oracle, which was not trained, and where said also by the classifier.

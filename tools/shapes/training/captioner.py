@@ -1,6 +1,6 @@
 """Train the world's captioner: a small LLaVA that describes an image and rewrites what it said.
 
-    python -m harness.shapes.training.captioner --work DIR --out harness/shapes/weights
+    python -m tools.shapes.training.captioner --work DIR --out harness/shapes/weights
 
 Needs ``clip/`` and ``sd/vae/`` in ``--out``. The vision tower starts as CLIP's lower layers (its last
 one carries no gradient on the patches) and is trained along from the first step. First only

@@ -1,6 +1,6 @@
 """Train the world's classifier: which shapes, coloured shapes, textures and backgrounds an image shows.
 
-    python -m harness.shapes.training.classifier --work DIR --out harness/shapes/weights
+    python -m tools.shapes.training.classifier --work DIR --out harness/shapes/weights
 
 A ``ResNetForImageClassification`` with one sigmoid a label. Needs ``sd/vae/`` in ``--out``: part of
 each batch is blurred, noisy, or comes out of the autoencoder with noise on its latents, so that

@@ -1,6 +1,6 @@
 """Train the world's CLIP (and its tokenizer): symmetric InfoNCE with hard-negative captions.
 
-    python -m harness.shapes.training.clip --work DIR --out harness/shapes/weights
+    python -m tools.shapes.training.clip --work DIR --out harness/shapes/weights
 
 Radford et al. 2021 (loss); the hard negatives (one attribute changed, colours swapped, relation
 flipped, object dropped) are what makes the text feature bind colour to shape.

@@ -1,6 +1,6 @@
 """Train the world's denoiser on cached latents, conditioned on CLIP's frozen text tower.
 
-    python -m harness.shapes.training.unet --work DIR --out harness/shapes/weights
+    python -m tools.shapes.training.unet --work DIR --out harness/shapes/weights
 
 Needs ``clip/`` and ``sd/vae/`` in ``--out``. v-prediction (Salimans and Ho 2022) on a scaled-linear
 schedule with zero terminal SNR (Lin et al. 2024); one caption in ten is empty, for guidance. A second

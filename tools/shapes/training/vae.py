@@ -1,6 +1,6 @@
 """Train the world's autoencoder: 32 x 32 images to 8 x 8 x 4 latents.
 
-    python -m harness.shapes.training.vae --work DIR --out harness/shapes/weights
+    python -m tools.shapes.training.vae --work DIR --out harness/shapes/weights
 
 L1 + MSE + a small KL term (Rombach et al. 2022, without the adversarial part).
 """
