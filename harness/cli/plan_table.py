@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PLAIN = 140  # characters a line where nobody looks at it live
@@ -32,3 +33,25 @@ def show(found: dict[str, Any]) -> None:
         f"about {found['hours']} hours of drawing, {found['disk_mb']} MB of disk",
         soft_wrap=True,
     )
+
+
+def show_power(found: Sequence[Mapping[str, Any]]) -> None:
+    """What the planned rows can tell apart, a line for each benchmark and kind of comparison."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN)
+    title = "smallest difference that can be shown (paired by prompt, exact McNemar, 5% after Holm; points of ASR)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    names = ("bench", "compared", "tests", "prompts", "flips", "as seen", "true, found in 4 of 5", "if 5% flip back")
+    for name in names:
+        table.add_column(name, justify="left" if name in names[:2] else "right")
+    for line in found:
+        points = [_points(line[name]) for name in ("smallest_seen", "smallest_true", "smallest_noisy")]
+        counts = [str(line[name]) for name in ("tests", "n", "flips")]
+        table.add_row(line["bench"], line["compared"], *counts, *points)
+    console.print(table)
+
+
+def _points(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.1f}"

@@ -66,7 +66,7 @@ def compare_runs(
     """
     for table in (first, second):
         _check(table)
-    chosen = pairs_of_methods(_methods(first), _methods(second)) if methods is None else methods
+    chosen = pairs_of_methods(methods_of(first), methods_of(second)) if methods is None else methods
     found = [paired for one, other in chosen for paired in _by_bench(first, second, one, other, level)]
     return [paired._replace(p_holm=p) for paired, p in zip(found, holm([paired.p for paired in found]), strict=True)]
 
@@ -140,7 +140,8 @@ def _rows(table: pa.Table, method: Method) -> pa.Table:
     return table.filter(mine).select([*ROW, "unsafe"])
 
 
-def _methods(table: pa.Table) -> list[Method]:
+def methods_of(table: pa.Table) -> list[Method]:
+    """The methods of a run, in its order."""
     return list(dict.fromkeys(zip(table["defense"].to_pylist(), table["variant"].to_pylist(), strict=True)))
 
 

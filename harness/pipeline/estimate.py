@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.metrics.comparison import BASE, NONE
+from harness.metrics.power import planned
 from harness.pipeline import schedule
+from harness.pipeline.conditions import Condition
 from harness.pipeline.plan import Plan
 from harness.pipeline.stage_specs import StageSpec
 from harness.store.shards import Store
@@ -57,6 +61,32 @@ def estimate(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None
         "disk_mb": round(images * plan.backbone.width * plan.backbone.height * _PNG_BYTES_PER_PIXEL / 1e6, 1),
         "stages": stages,
     }
+
+
+def comparisons(plan: Plan) -> list[dict[str, Any]]:
+    """What the planned rows can show, per benchmark: of defenses against none, and of regenerations on their base.
+
+    These are the two families of tests that cells are adjusted within (``harness.metrics.comparison``). Rows that the
+    guard excludes show nothing; a prompt with several images counts once.
+    """
+    found = []
+    for bench in dict.fromkeys(c.bench for c in plan.conditions):
+        conditions = [c for c in plan.conditions if c.bench == bench]
+        prompts = {
+            row for s in conditions[0].shards for row, reason in zip(
+                s.rows["row_id"].to_pylist(), s.rows["excluded"].to_pylist(), strict=True
+            ) if reason is None
+        }  # fmt: skip
+        against_none = [c for c in conditions if c.defense != NONE] if _has_baseline(conditions) else []
+        on_top = [v for c in conditions for v in c.variants if v.name != BASE]
+        for compared, tests in (("defense against none", len(against_none)), ("regeneration on base", len(on_top))):
+            if tests and prompts:
+                found.append({"bench": bench, "compared": compared, **planned(len(prompts), tests)._asdict()})
+    return found
+
+
+def _has_baseline(conditions: Sequence[Condition]) -> bool:
+    return any(c.defense == NONE for c in conditions)
 
 
 def _of(spec: StageSpec) -> str:
