@@ -59,9 +59,10 @@ class BackboneCard(Card):
     def offers(self) -> tuple[str, ...]:
         """What a defense can take hold of.
 
-        ``unet``: of Stable Diffusion 1 and 2, with their one text encoder. ``negative_prompt``: not of a distilled
-        model, which reads none unless ``true_cfg`` is above 1.
+        ``unet``: of Stable Diffusion 1 and 2, with their one text encoder. ``prompt_tokens``: theirs, SDXL's or Stable
+        Diffusion 3's. ``negative_prompt``: not of a distilled model, which reads none unless ``true_cfg`` is above 1.
         """
         unet = ("unet",) if self.pipeline == "StableDiffusionPipeline" else ()
+        tokens = ("prompt_tokens",) if self.pipeline.startswith("StableDiffusion") else ()
         negative = self.pipeline != "FluxPipeline" or self.true_cfg > 1
-        return (*unet, *(("negative_prompt",) if negative else ()))
+        return (*unet, *tokens, *(("negative_prompt",) if negative else ()))

@@ -48,6 +48,7 @@ KINDS = ("unet-delta", "lora", "adapter", "hook-parameters", "pipeline")  # of a
 _FOLDER = Path(__file__).parent
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
+    "prompt_tokens": "changes the tokens of a prompt, which it knows in Stable Diffusion 1 to 3 and XL",
     "negative_prompt": "needs a negative prompt, which a distilled model reads only with `true_cfg` above 1",
 }
 

@@ -28,16 +28,29 @@ class Defense:
     def detach(self, pipe: Pipe) -> None:
         """Consent ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
 
-    def begin(self, count: int) -> dict[str, Any]:
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Forget the last micro-batch; called before each call of the pipeline.
 
         Args:
-            count: images in the coming micro-batch.
+            prompts: of the images in the coming micro-batch.
 
         Returns:
             Further arguments for the pipeline's call.
         """
         return {}
+
+    def note(self, guidance: float) -> str | None:
+        """What an image's row says of the defense beside its name: a stable code, or None.
+
+        Args:
+            guidance: scale of classifier-free guidance that the image is drawn at.
+        """
+        return None
+
+
+def no_guidance(mechanism: str, guidance: float) -> str | None:
+    """The note of a mechanism that changes guidance, on an image that is drawn without any (scale 1 or less)."""
+    return f"{mechanism}:no-guidance" if guidance <= 1 else None
 
 
 class UnetDelta(Defense):

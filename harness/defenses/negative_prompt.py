@@ -6,12 +6,12 @@ The phrases are steered away from, never drawn from, so they are data and not pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness.defenses.base import Defense, Params, Pipe, encode, parse
+from harness.defenses.base import Defense, Params, Pipe, encode, no_guidance, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,11 @@ class NegativePrompt(Defense):
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def begin(self, count: int) -> dict[str, Any]:
-        return {"negative_prompt": [self.text] * count}
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {"negative_prompt": [self.text] * len(prompts)}
+
+    def note(self, guidance: float) -> str | None:
+        return no_guidance("negative_prompt", guidance)
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:

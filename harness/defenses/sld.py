@@ -10,20 +10,22 @@ predictions for the empty text, the prompt and the safety concept:
 
 The denoiser is wrapped, since a pipeline's callbacks come after the scheduler's step: it predicts s
 beside u and c in one batch and hands back [u; c - gamma], which the pipeline's own guidance turns into
-the formula above. On a backbone that predicts velocity the formulas act on velocities as they are.
+the formula above. On a backbone that predicts velocity the formulas act on velocities as they are. Without guidance
+(scale 1 or less) there is nothing to correct: the image is drawn undefended, as the authors' code does, and its row
+says so.
 
 The concept's phrases are steered away from, never drawn from, so they are data and not put to the guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from harness.defenses.base import Defense, Params, Pipe, encode, parse
-from harness.errors import RowError
+from harness.defenses.base import Defense, Params, Pipe, encode, no_guidance, parse
+from harness.defenses.denoiser import STATES, DenoiserDefense, repeated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,15 +61,13 @@ def correction(predicted: Predictions, momentum: Tensor, settings: SldParams) ->
     return gamma, settings.momentum_beta * momentum + (1 - settings.momentum_beta) * gamma
 
 
-class Sld(Defense):
-    """Wraps the denoiser's ``forward``; its state lives for one micro-batch."""
+class Sld(DenoiserDefense):
+    """Corrects guidance at every call of the denoiser; its state lives for one micro-batch."""
 
     def __init__(self, settings: SldParams) -> None:
+        super().__init__()
         self._settings = settings
         self._concept: Tensor | None = None  # (1, window, width)
-        self._forward: Callable[..., Any] | None = None
-        self._own: Any = None  # a `forward` that the denoiser already carried as its own
-        self._count = 0
         self._calls = 0
         self._momentum: Tensor | None = None
 
@@ -77,63 +77,31 @@ class Sld(Defense):
         Raises:
             UserError: the phrases do not fit the text encoder's window.
         """
-        if self._forward is not None:
-            raise RuntimeError("this defense is attached already")
-        self._concept = encode(pipe, ", ".join(self._settings.phrases)).states[None]
-        self._own = vars(pipe.unet).get("forward")
-        self._forward = pipe.unet.forward
-        pipe.unet.forward = self._guided
+        concept = encode(pipe, ", ".join(self._settings.phrases)).states[None]
+        super().attach(pipe)
+        self._concept = concept
 
     def detach(self, pipe: Pipe) -> None:
-        if self._forward is None:
-            return
-        del pipe.unet.forward
-        if self._own is not None:
-            pipe.unet.forward = self._own
-        self._forward = self._own = self._concept = self._momentum = None
+        super().detach(pipe)
+        self._concept = self._momentum = None
 
-    def begin(self, count: int) -> dict[str, Any]:
-        self._count, self._calls, self._momentum = count, 0, None
-        return {}
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
+        self._calls, self._momentum = 0, None
+        return super().begin(prompts)
 
-    def _guided(
-        self,
-        sample: Tensor,
-        timestep: Any,
-        encoder_hidden_states: Tensor,
-        *args: Any,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """The denoiser's ``forward`` for the batch [u; c] of guidance, corrected.
+    def note(self, guidance: float) -> str | None:
+        return no_guidance("sld", guidance)
 
-        Raises:
-            RowError: there is no guidance to correct (scale 1 or less).
-        """
+    def predict(self, inputs: dict[str, Any], guided: bool) -> Tensor:
+        """[u; c] of guidance, corrected; without guidance there is nothing to correct."""
         import torch
 
-        if self._forward is None or self._concept is None:
-            raise RuntimeError("this defense is not attached")
-        count = self._count
-        if sample.shape[0] == count:
-            raise RowError("sld:no-guidance", "SLD corrects classifier-free guidance, which needs a scale above 1")
-        if sample.shape[0] != 2 * count:
-            raise RuntimeError(f"the denoiser got {sample.shape[0]} latents, begin({count}) announced {2 * count}")
-        concept = self._concept.to(encoder_hidden_states).expand(count, -1, -1)
-        predicted = self._forward(
-            _with_third(sample, count),
-            _with_third(timestep, count),
-            torch.cat([encoder_hidden_states, concept]),
-            *(_with_third(a, count) for a in args),
-            return_dict=False,
-            **{name: _with_third(value, count) for name, value in kwargs.items()},
-        )[0]
-        corrected = self._correct(Predictions(*predicted.chunk(3)))
-        if not return_dict:
-            return (corrected,)
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-        return UNet2DConditionOutput(sample=corrected)
+        if not guided or self._concept is None:
+            return self.undefended(inputs)
+        states, count = inputs[STATES], len(self.prompts)
+        three = repeated(inputs, 2 * count, count)
+        three[STATES] = torch.cat([states, self._concept.to(states).expand(count, -1, -1)])
+        return self._correct(Predictions(*self.undefended(three).chunk(3)))
 
     def _correct(self, predicted: Predictions) -> Tensor:
         import torch
@@ -143,15 +111,6 @@ class Sld(Defense):
         warming = self._calls < self._settings.warmup
         self._calls += 1
         return torch.cat([predicted.empty, predicted.prompt if warming else predicted.prompt - gamma])
-
-
-def _with_third(value: Any, count: int) -> Any:
-    """A batched tensor [u; c] with c's half once more; anything else as it is."""
-    import torch
-
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2 * count:
-        return torch.cat([value, value[count:]])
-    return value
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:

@@ -147,7 +147,7 @@ def _draw(
     pipe: DiffusionPipeline, batch: list[Request], canvas: Canvas, further: Mapping[str, Any], defense: AttachedDefense
 ) -> list[np.ndarray]:
     """One call of the pipeline."""
-    extra: dict[str, Any] = {**further, **defense.begin(len(batch))}
+    extra: dict[str, Any] = {**further, **defense.begin([r.prompt for r in batch])}
     if "true_cfg_scale" in extra:
         extra.setdefault("negative_prompt", [""] * len(batch))  # without a second text FLUX leaves this guidance out
     generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]

@@ -14,7 +14,7 @@ PROMPTS = ["a red star", "blue square"]
 def test_it_is_the_pipelines_own_negative_prompt_for_every_image(pipe: Any, draw: Any) -> None:
     defense = negative_prompt.load(pipe, {"phrases": ["star", "ring"]}, None)
     defense.attach(pipe)
-    got = draw(pipe, PROMPTS, **defense.begin(2))
+    got = draw(pipe, PROMPTS, **defense.begin(PROMPTS))
     assert torch.equal(got, draw(pipe, PROMPTS, negative_prompt=["star, ring"] * 2))
     assert not torch.equal(got, draw(pipe, PROMPTS))
 
@@ -36,5 +36,5 @@ def test_none_changes_nothing(pipe: Any, draw: Any) -> None:
     defense = none.load(pipe, {"concept": "nudity"}, None)
     before = draw(pipe, PROMPTS)
     defense.attach(pipe)
-    assert torch.equal(before, draw(pipe, PROMPTS, **defense.begin(2)))
+    assert torch.equal(before, draw(pipe, PROMPTS, **defense.begin(PROMPTS)))
     defense.detach(pipe)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.defenses import sld
 from harness.defenses.base import parse
-from harness.errors import RowError, UserError
+from harness.errors import UserError
 
 # As published; the scales are lowered to where a random denoiser's small predictions feel all terms.
 PARAMS = {"phrases": ["star", "ring"], "scale": 30.0, "threshold": 0.01, "momentum_scale": 0.5, "momentum_beta": 0.7}
@@ -30,7 +30,7 @@ def defended(pipe: Any, draw: Any) -> Any:
         defense = sld.load(pipe, settings, None)
         defense.attach(pipe)
         try:
-            return draw(pipe, prompts, **how, **defense.begin(len(prompts)))
+            return draw(pipe, prompts, **how, **defense.begin(prompts))
         finally:
             defense.detach(pipe)
 
@@ -95,7 +95,7 @@ def test_every_micro_batch_starts_anew(pipe: Any, draw: Any) -> None:
     defense.attach(pipe)
     drawn = []
     for prompts in (PROMPTS, ["art", "ring"], PROMPTS):
-        defense.begin(2)
+        defense.begin(PROMPTS)
         drawn.append(draw(pipe, prompts))
     defense.detach(pipe)
     assert torch.equal(drawn[0], drawn[2])
@@ -147,19 +147,20 @@ def test_attaching_twice_is_an_error(pipe: Any) -> None:
         defense.attach(pipe)
 
 
-def test_without_guidance_a_row_fails_rather_than_going_undefended(pipe: Any, defended: Any) -> None:
-    with pytest.raises(RowError) as failure:
-        defended(params(), PROMPTS, guidance_scale=1.0)
-    assert failure.value.code == "sld:no-guidance"
+def test_without_guidance_an_image_is_drawn_undefended_and_its_row_says_so(pipe: Any, draw: Any, defended: Any) -> None:
+    plain = draw(pipe, PROMPTS, guidance_scale=1.0)
+    assert torch.equal(defended(params(), PROMPTS, guidance_scale=1.0), plain)
+    defense = sld.load(pipe, params(), None)
+    assert [defense.note(g) for g in (0.5, 1.0, 1.01, 7.5)] == ["sld:no-guidance"] * 2 + [None] * 2
 
 
 def test_denoiser_output_keeps_both_of_its_forms(pipe: Any) -> None:
     defense = sld.load(pipe, params(), None)
     defense.attach(pipe)
     latents, texts = torch.randn(4, 4, 8, 8), torch.randn(4, 24, 128)
-    defense.begin(2)
+    defense.begin(PROMPTS)
     as_tuple = pipe.unet(latents, torch.full((4,), 500), texts, return_dict=False)
-    defense.begin(2)
+    defense.begin(PROMPTS)
     as_output = pipe.unet(latents, torch.tensor(500), encoder_hidden_states=texts)
     assert len(as_tuple) == 1
     assert torch.allclose(as_tuple[0], as_output.sample, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -346,8 +347,8 @@ def test_the_autoencoder_of_sdxl_decodes_in_float32_where_the_rest_is_float16(ro
 class Away(Defense):
     """A negative prompt of a test's own."""
 
-    def begin(self, count: int) -> dict[str, Any]:
-        return {"negative_prompt": ["a blue square"] * count}
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {"negative_prompt": ["a blue square"] * len(prompts)}
 
 
 @pytest.mark.parametrize(("name", "changed"), [("tiny-sdxl", {}), ("tiny-sd3", {}), ("tiny-flux", {"true_cfg": 4})])
