@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def check(tensors: Mapping[str, Tensor], unet: Any, where: str) -> None:
             raise UserError(f"{where}: {key!r} has shape {tuple(tensor.shape)}, the UNet's has {shapes[key]}")
 
 
-def read(path: Path, unet: Any = None) -> dict[str, Tensor]:
+def read(path: Path, unet: Any = None, ignored: Collection[str] = ()) -> dict[str, Tensor]:
     """The tensors of a file, or of the files that it or a folder names, in float32 on the CPU.
 
     Args:
@@ -48,6 +48,7 @@ def read(path: Path, unet: Any = None) -> dict[str, Tensor]:
             see `harness.defenses.formats`. Where ``write``'s provenance lies beside a file, the content must match it;
             another JSON file of that name, as published weights may have, says nothing.
         unet: if given, keys are renamed to the UNet's where their form is known, and all tensors must fit it.
+        ignored: names of what the file may hold beside the weights; left out, whatever it is.
 
     Raises:
         UserError: missing, unreadable, changed since it was written, code inside, no tensors, not finite,
@@ -56,6 +57,7 @@ def read(path: Path, unet: Any = None) -> dict[str, Tensor]:
     content: dict[str, Any] = {}
     for file in formats.weight_files(path):
         content |= _read_file(file)
+    content = {key: value for key, value in content.items() if key not in ignored}
     if unet is not None:
         content = formats.renamed(content, unet)
     tensors = {key: value.detach().float() for key, value in _tensors(content, path).items()}

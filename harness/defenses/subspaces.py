@@ -26,7 +26,8 @@ def basis(vectors: Tensor) -> Tensor:
     rows = vectors.detach().to("cpu", torch.float64)
     _, scales, directions = torch.linalg.svd(rows, full_matrices=False)
     smallest = scales[0] * max(rows.shape) * torch.finfo(torch.float32).eps
-    return directions[scales > smallest]
+    chosen: Tensor = directions[scales > smallest]
+    return chosen
 
 
 def along(vectors: Tensor, subspace: Tensor) -> Tensor:
