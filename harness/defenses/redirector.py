@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ class Redirector(nn.Module):
         width, joint = sizes.width, _LATENT_WIDTH + _TIME_WIDTH
         channels = (sizes.latent_channels, *sizes.blocks)
         self.latent_encoder = nn.Sequential(
-            *(_Block(before, after) for before, after in zip(channels, channels[1:], strict=False)),
+            *(_Block(before, after) for before, after in pairwise(channels)),
             nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(),
             nn.Linear(channels[-1], _LATENT_WIDTH), nn.ReLU(), nn.Dropout(_DROPOUT),
         )  # fmt: skip
@@ -174,7 +175,7 @@ def restored(tensors: Mapping[str, Tensor], sizes: Sizes) -> Redirector:
 
 
 def counters(redirector: Redirector) -> list[str]:
-    """Names of what batch normalisation counts while it trains, which is no tensor of floating point nor of use after."""
+    """Names of what batch normalisation counts while it trains: whole numbers, of no use afterwards."""
     return [name for name in redirector.state_dict() if name.endswith("num_batches_tracked")]
 
 

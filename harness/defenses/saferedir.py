@@ -24,8 +24,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.defenses import prompt_pairs
 from harness.defenses.base import BuildContext, BuildEstimate, BuiltParams, Defense, Pipe, parse
 from harness.defenses.denoiser import STATES, DenoiserDefense
 from harness.errors import UserError, nearest
@@ -64,7 +65,7 @@ class SaferedirParams(BuiltParams):
     unsafe: tuple[Text, ...] = Field(min_length=1)
     safe: tuple[Text, ...] = Field(min_length=1)
     retain: tuple[Text, ...] = ()  # templates without {}: further safe prompts
-    fill: dict[str, tuple[Text, ...]] = {}
+    fill: dict[str, tuple[Text, ...]] = Field({})
     pairs: Count = 250
     retained: Annotated[int, Field(ge=0)] = 0  # prompts made from `retain`
     # How.
@@ -80,6 +81,12 @@ class SaferedirParams(BuiltParams):
     replace_steps: int = Field(2, ge=0)  # steps after a redirection that are not judged
     both_halves: bool = False  # whether the empty prompt of guidance is moved too, as by the released code
     at_once: bool = False  # whether a step that is judged unsafe is itself drawn from the moved prompt
+
+    @model_validator(mode="after")
+    def _fillable(self) -> SaferedirParams:
+        prompt_pairs.check(self.templates, self.fill, 1)
+        prompt_pairs.check(self.retain, self.fill, 0)
+        return self
 
 
 PARAMS = SaferedirParams
@@ -147,11 +154,12 @@ def read_weights(path: Path, pipe: Pipe) -> dict[str, Tensor]:
     """A released checkpoint, without the counters of its batch normalisation.
 
     Raises:
-        UserError: unreadable, or no redirector's.
+        UserError: unreadable.
     """
     from harness.defenses import artefact
+    from harness.defenses.redirector import Redirector, counters
 
-    return artefact.read(path, ignored=lambda name: name.endswith("num_batches_tracked"))
+    return artefact.read(path, ignored=counters(Redirector(_backbone_sizes(pipe))))
 
 
 def check_artefact(tensors: Mapping[str, Tensor], pipe: Pipe) -> None:
@@ -274,7 +282,8 @@ class Redirecting(DenoiserDefense):
         """Decide what is added to each prompt from now on."""
         import torch
 
-        assert self._moved is not None and self._waiting is not None
+        assert self._moved is not None
+        assert self._waiting is not None
         with torch.no_grad():
             said = self._redirector(latents, own + self._moved, timesteps)
         unsafe = (said.logits.argmax(1) == 1) & (self._waiting == 0)
@@ -297,11 +306,8 @@ def _examples(pipe: Pipe, settings: SaferedirParams, context: BuildContext) -> E
     """Prompts, what they should become, and an image of each."""
     import torch
 
-    from harness.defenses import prompt_pairs
     from harness.defenses.training import data, losses
 
-    prompt_pairs.check(settings.templates, settings.fill, 1)
-    prompt_pairs.check(settings.retain, settings.fill, 0)
     words = (settings.unsafe, settings.safe)
     pairs = list(prompt_pairs.made(settings.templates, settings.fill, words, settings.pairs, settings.seed))
     kept = [
