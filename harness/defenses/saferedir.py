@@ -228,12 +228,12 @@ def settle(redirector: Redirector, examples: Examples, process: Any, settings: S
 
     from harness.defenses.training import loop
 
-    norms = [m for m in redirector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
+    redirector.eval()
+    for norm in (m for m in redirector.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
+        norm.train()
     generator = loop.step_generator(settings.seed, settings.steps)
-    redirector.train()
     with torch.no_grad():
         for piece in loop.batches(len(examples.labels), settings.batch):
             latents, timesteps = _noised(examples.latents[piece.start : piece.stop], process, generator)

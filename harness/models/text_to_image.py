@@ -104,7 +104,7 @@ def options(card: BackboneCard) -> dict[str, Any]:
 class AttachedDefense(Protocol):
     """A defense that is attached to the pipeline, as drawing sees it (``harness.defenses.base.Defense``)."""
 
-    def begin(self, count: int) -> dict[str, Any]:
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Forget the last micro-batch of images; returns further arguments for the pipeline's call."""
         ...
 

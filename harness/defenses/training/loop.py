@@ -159,7 +159,7 @@ def cached(context: BuildContext, name: str, make: Callable[[], Mapping[str, Ten
         make: the same tensors each time it is called.
     """
     if context.folder is None:
-        return dict(make())
+        return {key: value.contiguous() for key, value in make().items()}  # as a file holds them: sums depend on it
     path = context.folder / f"{name}.safetensors"
     if not path.exists():
         _write(path, make(), {})
