@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.metrics import cells, measure
+from harness.metrics import measure
 from harness.metrics.cells import Cell
 from harness.pipeline import costs, plan, prerequisites, results, set_metrics
 from harness.pipeline.plan import Plan
@@ -30,9 +30,9 @@ from harness.pipeline.record import record_of
 from harness.pipeline.request import Places, Request, choose
 from harness.pipeline.results import gather, images_of
 from harness.pipeline.stages.base import failed
-from harness.store.files import write_atomically
+from harness.report import writers
 from harness.store.fingerprint import FileHashes
-from harness.store.shards import Store, columns, discarded, is_complete, replace
+from harness.store.shards import Store, columns, discarded, is_complete
 
 if TYPE_CHECKING:
     from harness.pipeline.executor import Outcome, Progress, Resources
@@ -198,24 +198,25 @@ def _make_out(run: Path) -> None:
 
 
 def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
+    """Count a complete run and have its writers write its folder."""
     scores = gather(made, store)
-    known = results.provenances(made)
-    measured = measure.measure(scores, made.policies, known, made.means)
-    measured += set_metrics.measure(made, store, known)
-    about = record_of(made, command)
-    shown = outcome is None and (run / "contact.png").exists() and _recorded(run) == _without_command(about)
-    replace(run / "scores.parquet", scores)
-    cells.write(run / "cells.json", measured)
-    from harness.report import contact_sheet, markdown
-
-    spent = costs.of(made, store, measured)
-    write_atomically(run / "costs.json", json.dumps([c.to_json() for c in spent], indent=1).encode())
-    write_atomically(run / "report.md", markdown.render(measured, about, spent).encode())
-    if not shown:
-        contact_sheet.write(run / "contact.png", scores, images_of(made, store), made.policies)
-    write_atomically(run / "run.json", json.dumps(about, indent=1).encode())
+    provenances = results.provenances(made)
+    counted = measure.measure(scores, made.policies, provenances, made.means)
+    counted += set_metrics.measure(made, store, provenances)
+    record = record_of(made, command)
+    contents = writers.RunContents(
+        folder=run,
+        scores=scores,
+        cells=counted,
+        costs=costs.of(made, store, counted),
+        record=record,
+        policies=made.policies,
+        image_shards=images_of(made, store),
+        is_repeated=outcome is None and _recorded(run) == _without_command(record),
+    )
+    writers.write_all(contents)
     errors = len(failed(scores))
-    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(measured), errors=errors, rows=scores.num_rows)
+    return Finished(plan=made, run=run, outcome=outcome, cells=tuple(counted), errors=errors, rows=scores.num_rows)
 
 
 def _recorded(run: Path) -> Any:
