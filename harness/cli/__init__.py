@@ -12,9 +12,9 @@ from typing import Any
 
 import typer
 
-from harness import __version__
 from harness.cli import audit, catalog, compare, evaluate, fetch, images, judge, report, store
 from harness.errors import UserError
+from harness.store.version import __version__
 
 _EPILOG = (
     "Exit codes: 0 done; 1 a stage failed; 2 a mistake in what was given; 3 too many rows failed; "

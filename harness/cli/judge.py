@@ -168,8 +168,8 @@ def import_(
     json: options.Json = False,
 ) -> None:
     """Check and count what people answered: k/n by majority, ties and skips as missing, and how far they agree."""
-    from harness import __version__
     from harness.judges import human_answers, run_judge
+    from harness.store.version import __version__
 
     found = human_answers.read_key(key)
     sheets = human_answers.read_answers(answers, found)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import __version__
 from harness.cards.base import card_roots
 from harness.cards.benchmark import BenchmarkCard, Edition
 from harness.cards.load import load_cards
@@ -26,6 +25,7 @@ from harness.data.hub import reason, token_of
 from harness.data.prompt_file import LARGEST, Sheet, read_file
 from harness.errors import UserError
 from harness.store.files import write_atomically
+from harness.store.version import __version__
 
 TIMEOUT_S = 60
 

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import __version__
 from harness.cards.judge import JudgeCard, Price
 from harness.errors import UserError
 from harness.judges import endpoint, questions
@@ -26,6 +25,7 @@ from harness.judges.local import CAPTION, CAPTION_VERSION, Local, require_unders
 from harness.judges.questions import Asked, Count, Line
 from harness.store import fingerprint
 from harness.store.files import write_atomically
+from harness.store.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import __version__
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
 from harness.pipeline.plan import Plan
 from harness.pipeline.request import Request
 from harness.store.fingerprint import difference
 from harness.store.shards import Store, is_complete
+from harness.store.version import __version__
 
 _SHOWN = 60  # characters of a value in a message
 
