@@ -105,6 +105,8 @@ class Partial(NamedTuple):
 def sampler(pipe: Pipe, kind: Any, steps: int) -> Any:
     """A scheduler of the class ``kind`` with the pipeline's noise levels, set to ``steps`` steps."""
     made = kind.from_config(pipe.scheduler.config)
+    if "clip_sample" in made.config and "clip_sample" not in pipe.scheduler.config:
+        made.register_to_config(clip_sample=False)  # a default for pixels, which cuts latents
     made.set_timesteps(steps)
     return made
 
