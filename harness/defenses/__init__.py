@@ -165,7 +165,7 @@ def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mappin
 def files(params: Mapping[str, Any]) -> list[Path]:
     """Local files that ``params`` name, whose content belongs into the fingerprint.
 
-    Published weights and a user's list of texts to preserve, at any depth. A hub id carries its commit instead.
+    Published weights and a user's lists of texts, at any depth. A hub id carries its commit instead.
 
     Raises:
         UserError: weights of the hub that are not on this machine.
@@ -178,7 +178,7 @@ def files(params: Mapping[str, Any]) -> list[Path]:
             locate(value)
         elif key == "weights" and isinstance(value, str):
             found += _weight_files(Path(value).expanduser())
-        elif key == "preserve" and isinstance(value, str):
+        elif key in ("preserve", "anchors") and isinstance(value, str):
             found.append(Path(value).expanduser())
     return found
 

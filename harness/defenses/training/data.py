@@ -68,4 +68,4 @@ def encode_images(pipe: Pipe, images: Sequence[Image]) -> Tensor:
         mean = autoencoder.encode(pixels.to(weight)).latent_dist.mean
     shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
     scaled: Tensor = (mean.float().cpu() - shift) * autoencoder.config.scaling_factor
-    return scaled
+    return scaled.contiguous()
