@@ -141,7 +141,7 @@ def anchor_texts(settings: CaParams) -> tuple[str, ...]:
 
 
 def _drawable(text: str, concept: str) -> bool:
-    from harness.guard import guard
+    from harness.data.guard import guard
 
     try:
         guard(text, concept)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from painter import Painter
 
 from harness import defenses
 from harness.cards.backbone import BackboneCard
@@ -15,6 +17,11 @@ from harness.errors import UserError
 
 ROOTS = card_roots()
 NAMES = ("none", "sd-np", "sld-medium", "sld-strong", "sld-max", "uce", "rece")
+TRAINED = {  # and what makes their builds short
+    "esd": {"steps": 1, "sampler_steps": 2, "batch": 1},
+    "ca": {"steps": 1, "images": 2, "batch": 1},
+    "salun": {"steps": 1, "images": 2, "batch": 1},
+}
 INAPPROPRIATE = 11  # phrases of the list that UCE's and RECE's code erase for violence
 
 
@@ -36,6 +43,42 @@ def test_every_concept_of_a_card_builds_attaches_and_detaches(roomy: Any, name: 
         assert changed == card.artefact
         defense.detach(roomy)
         assert all(before[k].equal(v) for k, v in roomy.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("edition", ["paper", "shapes"])
+def test_every_concept_of_a_trained_card_can_be_built(roomy: Any, name: str, edition: str) -> None:
+    card = load_card(DefenseCard, name, ROOTS)
+    for concept in card.concepts or {}:
+        params = {**card.resolve(edition, concept), "concept": concept, **TRAINED[name]}
+        built = defenses.build(card.mechanism, roomy, params, Painter().context())
+        assert any(not torch.equal(tensor, roomy.unet.state_dict()[key]) for key, tensor in built.items()), concept
+
+
+@pytest.mark.parametrize(
+    ("name", "concept", "expected"),
+    [
+        ("esd", "nudity", {"erase": ["nudity"], "train": "noxattn", "steps": 1000, "lr": 1e-5, "eta": 1.0}),
+        ("esd", "van-gogh", {"erase": ["Van Gogh"], "train": "xattn", "sampler_steps": 50, "guidance": 3.0}),
+        ("ca", "nudity", {"steps": 400, "lr": 6.4e-5, "prior": 1.0, "train": "attention", "images": 1000}),
+        ("ca", "van-gogh", {"steps": 100, "lr": 1.6e-5, "train": "cross-attention", "erase": ["van gogh"]}),
+        ("salun", "nudity", {"steps": 100, "lr": 1e-5, "alpha": 0.1, "share": 0.5, "images": 800, "batch": 8}),
+        ("salun", "church", {"steps": 500, "alpha": 0.5}),
+    ],
+)
+def test_trained_defenses_have_the_published_hyperparameters(name: str, concept: str, expected: dict) -> None:
+    params = resolve(name, "paper", concept)
+    assert {k: params[k] for k in expected} == expected
+    assert load_card(DefenseCard, name, ROOTS).artefact
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_defenses_on_shapes_do_not_take_the_papers_length(name: str) -> None:
+    """What a card says of a concept goes over what its shapes edition says of all."""
+    for concept in ("nudity", "violence", "van-gogh"):
+        params = resolve(name, "shapes", concept)
+        assert params["steps"] <= 100
+        assert params.get("images", 0) <= 100
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from harness.cards.base import card_roots
 from harness.cards.defense import DefenseCard
 from harness.cards.load import load_card
 from harness.errors import UserError
-from harness.store.shards import fingerprint
+from harness.store import fingerprint
 
 
 def test_every_module_with_load_is_a_mechanism_and_no_other() -> None:
