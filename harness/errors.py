@@ -10,7 +10,11 @@ _PASSING = {  # of the system, not of a row: a full disk, a file server or a ser
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH,
 }  # fmt: skip
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # torch and onnxruntime have no common class
+_NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+)  # on the CPU torch and onnxruntime have no class for it
 
 
 class UserError(Exception):
@@ -45,5 +49,8 @@ def is_transient(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno in _PASSING
-    known = isinstance(error, (TransientError, MemoryError))
-    return known or any(words in str(error).lower() for words in _NO_MEMORY)
+    if isinstance(error, (TransientError, MemoryError)) or "OutOfMemoryError" in {
+        c.__name__ for c in type(error).__mro__
+    }:
+        return True  # by the name of torch's class: torch is not imported here
+    return any(words in str(error).lower() for words in _NO_MEMORY)

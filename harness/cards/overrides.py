@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.cards.backbone import BackboneCard
+from harness.cards.faults import value_fault
 from harness.cards.load import load_card
 from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
@@ -55,7 +56,7 @@ def known(spec: str, option: str, asked: Iterable[str], keys: Sequence[str], pat
 def refused(spec: str, option: str, error: ValidationError) -> UserError:
     """What is wrong with a value, as a user's mistake."""
     first = error.errors()[0]
-    return UserError(f"{option} {spec!r}: {first['loc'][-1] if first['loc'] else 'value'}: {first['msg']}")
+    return UserError(f"{option} {spec!r}: {first['loc'][-1] if first['loc'] else 'value'}: {value_fault(first)}")
 
 
 def said(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from harness.cards.faults import value_fault
 from harness.errors import UserError, nearest
 
 Place = tuple[str | int, ...]  # of a value in a card: keys and indices from the top
 MOST_NAMED = 3  # mistakes of one file in one message
+_DEEPEST = 50  # levels of a card; none that is shipped has more than eight
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -51,24 +54,41 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         UserError: file unreadable, not UTF-8, not YAML, not a mapping, a key twice, nested without end.
     """
     try:
-        return _read_yaml(path)
-    except RecursionError:
-        raise UserError(f"{show(path)}: is nested too deeply, or a part of it is an alias of the whole") from None
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
-    try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{show(path)}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{show(path)}: not UTF-8 (byte {error.start})") from None
-    except yaml.MarkedYAMLError as error:
+    try:
+        return _read_yaml(text, path)
+    except (RecursionError, yaml.YAMLError) as error:
+        if _too_deep(text):  # what a reader says of it, and where, depends on its release
+            raise UserError(f"{show(path)}: is nested too deeply (more than {_DEEPEST} levels)") from None
+        if isinstance(error, RecursionError):
+            raise UserError(f"{show(path)}: a part of it is an alias of the whole") from None
+        raise UserError(_not_yaml(error, path)) from None
+
+
+def _too_deep(text: str) -> bool:
+    """Whether lists and mappings are nested too deeply; asked of PyYAML's Python parser, which has no limit."""
+    depth = 0
+    with contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                return True
+    return False
+
+
+def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
+    if isinstance(error, yaml.MarkedYAMLError):
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{show(path)}:{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{show(path)}: not YAML: {' '.join(str(error).split())}") from None
+        return f"{show(path)}:{line}: not YAML: {error.problem or error.context}"
+    return f"{show(path)}: not YAML: {' '.join(str(error).split())}"
+
+
+def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    node = yaml.compose(text, Loader=_Loader)
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{show(path)}:1: a card is a mapping of keys to values")
     lines: dict[Place, int] = {}
@@ -124,9 +144,9 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: 
         elif item["type"] == "missing":
             text = f"missing key {key!r}"
         elif item["type"] == "value_error":
-            text = f"{key + ': ' if key else ''}{item['msg'].removeprefix('Value error, ')}"
+            text = f"{key + ': ' if key else ''}{value_fault(item)}"
         else:
-            text = f"{key}: {item['msg'].replace('Input should', 'should', 1)}, got {item['input']!r}"
+            text = f"{key}: {value_fault(item)}, got {item['input']!r}"
         found.append(f"{show(path)}:{line}: {text}")
     more = len(found) - MOST_NAMED
     return "; ".join(found[:MOST_NAMED]) + (f" (and {more} more)" if more > 0 else "")

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -158,8 +158,10 @@ def read_groups(data: bytes, path: Path, task: str, dropped: Collection[str] = (
         content = json.loads(text, object_pairs_hook=_unrepeated)
     except json.JSONDecodeError as error:
         cut = " (is the file truncated?)" if error.pos >= len(text.rstrip()) else ""
-        raise UserError(f"{show(path)}:{error.lineno}: column {error.colno}: not JSON: {error.msg}{cut}") from None
-    except (ValueError, RecursionError) as error:
+        raise UserError(f"{show(path)}:{error.lineno}: column {error.colno}: not JSON{cut}") from None
+    except RecursionError:
+        raise UserError(f"{show(path)}: is nested too deeply") from None
+    except ValueError as error:
         raise UserError(f"{show(path)}: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{show(path)}: holds no tasks; {{task: {{group: [prompt, ...]}}}} is wanted")
@@ -222,7 +224,8 @@ def _decode(data: bytes, path: Path) -> str:
 
 def _split(text: str, path: Path) -> tuple[list[str], list[Record]]:
     """Header and records; a blank line is no record, nor is one of spaces where there are several columns."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = _Lines(text)
+    reader = csv.reader(lines, strict=True)
     header: list[str] = []
     records: list[Record] = []
     line = 1
@@ -234,11 +237,31 @@ def _split(text: str, path: Path) -> tuple[list[str], list[Record]]:
                 _check_width(cells, header, line, path)
                 records.append(Record(line, cells))
             line = reader.line_num + 1
+            lines.taken = 0
     except csv.Error as error:
         cut = "a quote that is never closed (is the file truncated?)"
-        unclosed = "unexpected end of data" in str(error) or "field limit" in str(error)
-        raise UserError(f"{show(path)}:{line}: {cut if unclosed else f'not CSV: {error}'}") from None
+        raise UserError(f"{show(path)}:{line}: {cut if lines.swallowed else f'not CSV: {error}'}") from None
     return header, records
+
+
+class _Lines:
+    """The lines of a text, as a CSV reader takes them."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = io.StringIO(text, newline="")
+        self.taken = 0  # characters of the record at hand
+        self._ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.taken += len(line)
+            yield line
+        self._ended = True
+
+    @property
+    def swallowed(self) -> bool:
+        """Whether a record took the rest of the text, or more of it than a cell may have: a quote is never closed."""
+        return self._ended or self.taken > csv.field_size_limit()
 
 
 def _check_width(cells: Sequence[str], header: Sequence[str], line: int, path: Path) -> None:

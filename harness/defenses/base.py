@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.cards.faults import value_fault
 from harness.errors import RowError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
             near, allowed = nearest(key, model.model_fields), ", ".join(model.model_fields)
             raise UserError(f"defense {mechanism}: unknown parameter {key!r}{near} (it takes: {allowed})") from None
         kind = IncompleteError if first["type"] == "missing" else UserError
-        raise kind(f"defense {mechanism}: parameter {key!r}: {first['msg']}") from None
+        raise kind(f"defense {mechanism}: parameter {key!r}: {value_fault(first)}") from None
 
 
 def checked(text: str, concept: str) -> str:

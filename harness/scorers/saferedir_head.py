@@ -32,6 +32,7 @@ from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, model
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from harness.models.clip import Clip
@@ -136,7 +137,6 @@ def probability(logit: float, label: int) -> float:
 
 def head() -> nn.Module:
     """The head's network, untrained; from features (n, 512) to the logit of label 1, (n, 1)."""
-    import torch
     from torch import nn
 
     class Head(nn.Module):
@@ -159,6 +159,19 @@ def head() -> nn.Module:
     return Head()
 
 
+def _misfit(state: Any, expected: Mapping[str, torch.Tensor]) -> str:
+    """The first name or shape in which a state dict is not the expected one; empty where it fits."""
+    if not isinstance(state, Mapping):
+        return f"it holds a {type(state).__name__}, not tensors by name"
+    for name, tensor in expected.items():
+        if name not in state:
+            return f"it lacks {name!r}"
+        shape, wanted = tuple(getattr(state[name], "shape", ())), tuple(tensor.shape)
+        if shape != wanted:
+            return f"{name!r} is of shape {shape}, not {wanted}"
+    return next((f"it has {name!r} besides" for name in state if name not in expected), "")
+
+
 def read_head(path: Path) -> nn.Module:
     """The head in a file, a plain state dict; never unpickled freely, every name and shape must fit.
 
@@ -171,8 +184,12 @@ def read_head(path: Path) -> nn.Module:
         raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a head of SafeRedir's judge")
     network = head()
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     # Reading what is no such file raises almost anything.
     except Exception as error:
         raise UserError(f"{path}: no head of SafeRedir's judge: {error}") from error
+    flaw = _misfit(state, network.state_dict())
+    if flaw:
+        raise UserError(f"{path}: no head of SafeRedir's judge: {flaw}")
+    network.load_state_dict(state, strict=True)
     return network.float().eval().requires_grad_(False)

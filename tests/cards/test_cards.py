@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from harness.cards.backbone import BackboneCard
 from harness.cards.base import FOLDERS, Card, Kind, card_roots
@@ -161,8 +162,9 @@ def test_importing_cards_loads_no_heavy_library() -> None:
 def test_a_card_is_frozen(tmp_path: Path) -> None:
     write(tmp_path, "policy", "brief", POLICY)
     card = load_card(PolicyCard, "brief", [tmp_path])
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValidationError) as refused:
         card.version = 2  # type: ignore[misc]
+    assert refused.value.errors()[0]["type"] == "frozen_instance"
 
 
 def test_a_card_dumps_alike_wherever_it_lies(tmp_path: Path) -> None:
@@ -188,10 +190,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("0.5", "high", (":9:", "rule.threshold: should be a valid number, got 'high'")),
+        ("0.5", "high", (":9:", "rule.threshold: should be a number, got 'high'")),
         ("0.5", ".nan", (":9:", "rule.threshold")),
-        ('">"', '"<"', (":8:", "rule.op: should be '>' or '>=', got '<'")),
-        ("version: 1", "version: yes", (":2:", "version: should be a valid integer, got True")),
+        ('">"', '"<"', (":8:", "rule.op: should be '>'", "'>='", ", got '<'")),
+        ("version: 1", "version: yes", (":2:", "version: should be a whole number, got True")),
         ("version: 1", "version: 0", (":2:", "greater than 0")),
         ("[a, b]", "[]", (":7:", "rule.any_of")),
         ("scorer: nudenet", "scorer: ../evil", (":5:", "scorer")),
@@ -221,8 +223,9 @@ def test_a_key_given_twice_inside_is_refused(tmp_path: Path) -> None:
         ("summary: !!python/name:os.system x\n", ":1: cannot read the value"),
         ("summary: !!binary aGVsbG8=\n", ":1: cannot read the value 'aGVsbG8='"),
         (f"version: {'9' * 5000}\n", ":1: cannot read the value '9999"),
-        ("summary: &all [*all]\n", "nested too deeply, or a part of it is an alias of the whole"),
-        (f"summary: {'[' * 3000}{']' * 3000}\n", "nested too deeply"),
+        ("summary: &all [*all]\n", "a part of it is an alias of the whole"),
+        (f"summary: {'[' * 3000}{']' * 3000}\n", "nested too deeply (more than 50 levels)"),
+        (f"{'- ' * 3000}\n", "nested too deeply"),
         (POLICY + "name: other\n", ":10: unknown key 'name'"),
     ],
 )
@@ -374,7 +377,7 @@ def test_a_benchmark_without_a_concept_or_an_edition_is_refused(
 ) -> None:
     text = (REPO / "datasets/picasso.yaml").read_text().replace(given, changed, 1)
     write(tmp_path, "dataset", "loose", text)
-    with pytest.raises(UserError, match=f"loose\\.yaml{part}.*at least 1"):
+    with pytest.raises(UserError, match=f"loose\\.yaml{part}.*should have 1 or more"):
         load_card(BenchmarkCard, "loose", [tmp_path])
 
 

@@ -98,10 +98,10 @@ def test_one_file_serves_every_task_of_its_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "part"),
     [
-        ('{"Nudity": nothing}', "mine.json:1: column 12: not JSON: Expecting value"),
+        ('{"Nudity": nothing}', "mine.json:1: column 12: not JSON"),
         (
             '{\n"Nudity": {"one": ["a"',
-            "mine.json:2: column 23: not JSON: Expecting ',' delimiter (is the file truncated?)",
+            "mine.json:2: column 23: not JSON (is the file truncated?)",
         ),
         ("", "not JSON"),
         ("[]", "holds no tasks"),

@@ -60,10 +60,10 @@ def test_attaching_twice_is_an_error_and_keeps_the_originals(pipe: Any) -> None:
     ("params", "message"),
     [
         ({"erase": ["star"], "lamb": 0.5}, r"uce: unknown parameter 'lamb'; did you mean 'lam'\? \(it takes: con"),
-        ({"erase": ["star"], "lam": "0.5"}, "defense uce: parameter 'lam': Input should be a valid number"),
-        ({"erase": ["star"], "lam": 0}, "defense uce: parameter 'lam': Input should be greater than 0"),
+        ({"erase": ["star"], "lam": "0.5"}, "defense uce: parameter 'lam': should be a number"),
+        ({"erase": ["star"], "lam": 0}, "defense uce: parameter 'lam': should be greater than 0"),
         ({"erase": "star"}, "defense uce: parameter 'erase'"),
-        ({}, "defense uce: parameter 'erase': Field required"),
+        ({}, "defense uce: parameter 'erase': is required"),
         ({"erase": ["star"], "variant": "uce"}, "defense uce: parameter 'variant'.*uce_2023.*uce_2025"),
     ],
 )  # fmt: skip

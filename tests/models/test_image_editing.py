@@ -124,9 +124,9 @@ def test_diffusers_has_the_classes_that_the_cards_name(name: str) -> None:
         ({"template": "do it"}, "{instruction}"),
         ({"artist_instruction": "remove the style"}, "{artist}"),
         ({"layout": "diptych"}, "image_guidance is of the layout 'single'"),
-        ({"image_guidance": 0.5}, "greater than or equal to 1"),
+        ({"image_guidance": 0.5}, "1 or more"),
         ({"revision": "main"}, "pattern"),
-        ({"layout": "triptych"}, "'single' or 'diptych'"),
+        ({"layout": "triptych"}, "'single'.*'diptych'"),
     ],
 )
 def test_a_bad_card_is_refused(changed: dict[str, Any], said: str) -> None:

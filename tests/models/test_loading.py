@@ -19,7 +19,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedMod
 from transformers import modeling_utils as theirs
 
 from harness import scorers
-from harness.errors import TransientError, UserError
+from harness.errors import TransientError, UserError, is_transient
 from harness.models import clip, loading, vision_language
 from tools.shapes import measure
 
@@ -195,6 +195,15 @@ def test_what_may_pass_is_no_mistake_of_the_user_s() -> None:
     for error in (MemoryError(), TransientError("later"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         with pytest.raises(type(error)), loading.loading("a test", "x"):
             raise error
+
+
+def test_memory_that_torch_really_cannot_have_is_known_as_memory() -> None:
+    """On the CPU torch raises a RuntimeError like any other; where its words change, this tells."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert is_transient(refused.value)
+    assert is_transient(torch.OutOfMemoryError("of a GPU, in whatever words"))
+    assert not is_transient(RuntimeError("size mismatch"))
 
 
 def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:

@@ -208,5 +208,5 @@ def test_read_two_turns() -> None:
 
 
 def test_answers_and_turns_must_match() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError):  # noqa: PT011, the words are Python's
         read(["a"], questions.turns("paper", "nudity"))

@@ -213,7 +213,7 @@ def test_the_smallest_size_is_the_smallest(net: str, files: dict[str, Any]) -> N
     assert found[f"lpips_{net}"][0] > 0
     with pytest.raises(UserError, match=f"size is {least - 1}, not a whole number of {least} or more"):
         scorers.load("lpips", {**files, "nets": [net], "size": least - 1})
-    with pytest.raises(RuntimeError, match="too small"):
+    with pytest.raises(RuntimeError):  # torch's own refusal
         networks.Lpips(net)(*(torch.zeros(1, 3, least - 1, least - 1) for _ in range(2)))
 
 

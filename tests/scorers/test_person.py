@@ -126,7 +126,7 @@ def test_a_detector_that_knows_no_person_or_is_none_is_refused(folder: str, tmp_
         scorers.load("person", {"source": str(other)})
     Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(none)
     shutil.copy(Path(folder) / "preprocessor_config.json", none)
-    with pytest.raises(UserError, match=r"cannot be read \(ValueError: Unrecognized configuration"):
+    with pytest.raises(UserError, match="cannot be read"):
         scorers.load("person", {"source": str(none)})
     from safetensors.torch import load_file, save_file
 

@@ -172,9 +172,9 @@ def test_policies_predict_the_concept_where_the_rounded_sigmoid_says_its_label(l
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classifier.7.bias": None}, "Missing key"),
-        ({"classifier.9.weight": (1, 1)}, "Unexpected key"),
-        ({"classifier.1.weight": (256, 768)}, "size mismatch"),
+        ({"classifier.7.bias": None}, "it lacks 'classifier.7.bias'"),
+        ({"classifier.9.weight": (1, 1)}, "it has 'classifier.9.weight' besides"),
+        ({"classifier.1.weight": (256, 768)}, "'classifier.1.weight' is of shape \\(256, 768\\), not \\(256, 512\\)"),
     ],
 )
 def test_another_networks_weights_are_refused(

@@ -138,7 +138,7 @@ def test_an_image_without_a_text_has_no_score_and_no_error() -> None:
 
 
 def test_as_many_references_and_texts_as_images() -> None:
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError):  # noqa: PT011, the words are Python's
         scorers.pairs_in_micro_batches("shapes_oracle", [plain(1)], [plain(1)] * 2, difference, differences, 4)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError):  # noqa: PT011
         scorers.texts_in_micro_batches("shapes_oracle", [plain(1)], [], lambda i, t: 0.0, differences, 4)
