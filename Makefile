@@ -9,7 +9,8 @@ export OMP_NUM_THREADS ?= 1
 # Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
-.PHONY: demo setup lock cluster test test-all lint types wheel clean
+.PHONY: demo setup lock cluster test tests test-all nightly nightly-runs nightly-chaos nightly-benchmarks \
+	nightly-matrix nightly-oldest nightly-newest lint types wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/harness eval --defense rece --bench ring-a-bell-k77 --profile shapes
@@ -48,7 +49,8 @@ cluster: $(VENV)/.dev
 
 # A file of tests stays in one process; those that start Ray use all cores themselves. Both halves run and are reported.
 TESTS = $(BIN)/python -m pytest -rs
-test: $(VENV)/.dev
+test: $(VENV)/.dev tests
+tests:
 	@$(TESTS) -m "not slow and not ray" -n auto --dist loadfile; without=$$?; \
 	$(TESTS) -m "not slow and ray"; with=$$?; \
 	echo "exit codes of pytest: $$without without Ray, $$with with Ray"; \
@@ -57,6 +59,37 @@ test: $(VENV)/.dev
 # The nightly, one test after another.
 test-all: $(VENV)/.dev
 	$(TESTS)
+
+# Every night on the shapes world: runs of every defense, kills, speed. What they leave lies in nightly/.
+nightly: nightly-runs nightly-chaos nightly-benchmarks
+
+NIGHTLY = OMP_NUM_THREADS=1 HARNESS_STORE=nightly/store HARNESS_OUT=nightly/runs
+nightly-runs: $(VENV)/.installed
+	$(NIGHTLY) $(BIN)/harness eval --defense all --bench ring-a-bell-k77,benign --concept nudity --profile shapes --limit 16
+
+nightly-chaos: $(VENV)/.dev
+	$(TESTS) -m slow tests/pipeline/test_chaos.py
+
+nightly-benchmarks: $(VENV)/.dev
+	mkdir -p nightly
+	$(BIN)/python -m benchmarks.overhead | tee nightly/overhead.md
+
+# The nightly's oldest and newest libraries that pyproject.toml allows: every test but the long ones, in an environment
+# of their own each.
+nightly-matrix:
+	@$(MAKE) nightly-oldest; oldest=$$?; $(MAKE) nightly-newest; newest=$$?; \
+	echo "exit codes: $$oldest with the oldest libraries, $$newest with the newest"; test $$oldest -eq 0 && test $$newest -eq 0
+
+nightly-oldest: RESOLUTION = lowest-direct
+nightly-newest: RESOLUTION = highest
+nightly-oldest nightly-newest: nightly-%: $(UV)
+	$(UV) pip compile pyproject.toml requirements/build.in --quiet --no-annotate --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --extra dev --resolution $(RESOLUTION) -o .venv-lock/$*.txt
+	test -d .venv-$* || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-compile -r .venv-lock/$*.txt
+	.venv-$*/bin/python -m pip install --quiet --no-compile $(PROJECT)
+	.venv-$*/bin/python -m pip list | grep -iE "^(ray|torch|diffusers|transformers|pydantic|numpy|pyarrow) "
+	$(MAKE) --no-print-directory tests BIN=.venv-$*/bin
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -68,4 +101,4 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf dist build .venv .venv-* runs .harness
+	rm -rf dist build .venv .venv-* runs nightly .harness
