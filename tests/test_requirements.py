@@ -47,7 +47,8 @@ def _undeclared(folder: str, everywhere: set[str], in_functions: set[str]) -> li
     """Imports under a folder that no declared distribution provides; the folder's own modules are left out."""
     distributions = metadata.packages_distributions()
     sources = sorted((ROOT / folder).rglob("*.py"))
-    own = {"harness", "tools", *(p.stem for f in {folder, "tests"} for p in (ROOT / f).rglob("*.py")), folder}
+    ours = ("harness", "tests", "benchmarks", "tools")
+    own = {*ours, *(path.stem for other in ours[1:] for path in (ROOT / other).rglob("*.py"))}
     flaws = set()
     for path in sources:
         for name, deferred in _imports(ast.parse(path.read_text())):
