@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,7 +170,7 @@ def doctor(
     """Check this machine for a profile: versions, GPUs, disk, weights, benchmarks; exit code 1 if it cannot run."""
     import shutil
 
-    from harness.cli.running import visible_gpus
+    from harness.pipeline import hardware
     from harness.store import fingerprint
 
     where = card_roots(cards)
@@ -184,12 +183,13 @@ def doctor(
     versions = fingerprint.versions(
         ("torch", "diffusers", "transformers", "ray", "pyarrow", "nudenet", "onnxruntime", "numpy")
     )
+    there = hardware.local()
     found = {
         "profile": profile,
         "python": sys.version.split()[0],
         "versions": versions,
-        "cores": len(os.sched_getaffinity(0)),
-        "gpus": visible_gpus(),
+        "cores": there.cores,
+        "gpus": there.gpus,
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "cards": [str(r) for r in where],
         "missing_weights": weights,

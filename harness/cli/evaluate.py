@@ -80,7 +80,10 @@ def evaluate(
     gpu_memory: running.GpuMemory = None,
     workers: running.Workers = None,
     executor: running.Executor = "ray",
+    address: running.Address = None,
     max_errors: running.MaxErrors = "5%",
+    quiet: running.Quiet = False,
+    verbose: running.Verbose = False,
     discard_images: DiscardImages = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop; the same as `harness plan`.")
@@ -94,9 +97,10 @@ def evaluate(
     request = _request(context.params)
     places = options.places(store, out, data, cards)
     if dry_run:
-        _print_plan(request, places, num_gpus, gpu_memory, json)
+        _print_plan(request, places, running.Machine(num_gpus, gpu_memory, address=address), json)
         return
-    running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json, discard_images)
+    machine = running.Machine(num_gpus, gpu_memory, workers, executor, address)
+    running.run(request, places, machine, running.Manner(max_errors, json, discard_images, quiet, verbose))
 
 
 def plan(
@@ -125,6 +129,7 @@ def plan(
             "planned defenses.",
         ),
     ] = False,
+    address: running.Address = None,
     json: options.Json = False,
 ) -> None:
     """Say what an eval would do: stages, shards, what is there already, expected hours and disk. Loads no model.
@@ -133,7 +138,8 @@ def plan(
     when no row flips the other way, or 5% of the rows do.
     """
     request = _request(context.params)
-    _print_plan(request, options.places(store, options.OUT, data, cards), num_gpus, gpu_memory, json, power)
+    machine = running.Machine(num_gpus, gpu_memory, address=address)
+    _print_plan(request, options.places(store, options.OUT, data, cards), machine, json, power)
 
 
 def _request(chosen: Mapping[str, Any]) -> Request:
@@ -164,16 +170,14 @@ def _some(option: str, text: str | None) -> tuple[str, ...] | None:
     return found
 
 
-def _print_plan(
-    request: Request, places: Places, num_gpus: int | None, gpu_memory: float | None, json: bool, power: bool = False
-) -> None:
+def _print_plan(request: Request, places: Places, machine: running.Machine, json: bool, power: bool = False) -> None:
     from harness.cli.plan_table import show, show_power
     from harness.pipeline.estimate import comparisons, estimate
     from harness.pipeline.evaluate import prepare, warn_left_out
 
-    gpus, memory = running.gpus(num_gpus, gpu_memory)
     made = prepare(request, places)
     warn_left_out(made)
+    gpus, memory = running.gpus(machine)
     found = estimate(made, places.store, gpus, memory)
     if power:
         found["power"] = comparisons(made)

@@ -49,7 +49,10 @@ def score(
     data: options.Data = options.DATA,
     cards: options.Cards = None,
     executor: running.Executor = "ray",
+    address: running.Address = None,
     max_errors: running.MaxErrors = "5%",
+    quiet: running.Quiet = False,
+    verbose: running.Verbose = False,
     json: options.Json = False,
 ) -> None:
     """Add a scorer to a run's stored images, or score images that were not drawn here; nothing is drawn.
@@ -87,7 +90,12 @@ def score(
     if record is not None:
         assert run is not None
         require_images(run, record, prepare(request, places), Store.open_existing(places.store))
-    done = running.run(request, places, (0, None, None, executor), max_errors, json)
+    done = running.run(
+        request,
+        places,
+        running.Machine(num_gpus=0, executor=executor, address=address),
+        running.Manner(max_errors, json, quiet=quiet, verbose=verbose),
+    )
     for name in _unscored(done.plan, wanted):
         print(f"harness: --scorer {name}: no image of the run has that reference, so none is scored", file=sys.stderr)
 
@@ -160,7 +168,10 @@ def regen(
     gpu_memory: running.GpuMemory = None,
     workers: running.Workers = None,
     executor: running.Executor = "ray",
+    address: running.Address = None,
     max_errors: running.MaxErrors = "5%",
+    quiet: running.Quiet = False,
+    verbose: running.Verbose = False,
     json: options.Json = False,
 ) -> None:
     """Make safer images from images that were not drawn here, and score both."""
@@ -178,7 +189,9 @@ def regen(
         images=str(images.resolve()),
     )
     places = options.places(store, out, data, cards)
-    finished = running.run(request, places, (num_gpus, gpu_memory, workers, executor), max_errors, json)
+    machine = running.Machine(num_gpus, gpu_memory, workers, executor, address)
+    manner = running.Manner(max_errors, json, quiet=quiet, verbose=verbose)
+    finished = running.run(request, places, machine, manner)
     if save is not None:
         from harness.pipeline.results import save_images
 

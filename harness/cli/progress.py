@@ -1,61 +1,165 @@
-"""Progress on long work: bars in a terminal, a line every ten seconds elsewhere; always on standard error."""
+"""Progress on long work, always on standard error: a live table in a terminal, a line at least every ten seconds
+elsewhere.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.live import Live
 
-_LINE_EVERY_S = 10.0
+    from harness.pipeline.progress import Snapshot, StageProgress
+
+_FIRST_LINE_S = 1.0  # what is over sooner says nothing
+_NEWS_S = 3.0  # between lines that say something else
+_LINE_EVERY_S = 9.0  # between lines that say the same thing
+_TICK_S = 0.5
+_BAR = 24  # characters
 
 
 class Display:
-    """Call it with {stage: (shards done, shards in all)}; it draws what changed."""
+    """Call it with a ``Snapshot``; it shows the last one, and that time goes on."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._last_line, self._last_text, self._started = 0.0, "", time.monotonic()
+    def __init__(self, quiet: bool = False, verbose: bool = False, doing: str = "planning") -> None:
+        """Args: quiet: show nothing. verbose: also say each shard that is done. doing: until something else is said."""
+        self._quiet, self._verbose = quiet, verbose
+        self._doing = doing
+        self._snapshot: Snapshot | None = None
+        self._live: Live | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._started = self._last_line = time.monotonic()
+        self._last_doing = ""
+        self._rows: dict[str, int] = {}
 
     def __enter__(self) -> Display:
+        if self._quiet:
+            return self
+        # A descriptor of our own: while Ray runs, the process's two lead to a file.
+        self._stream = os.fdopen(
+            os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=sys.stderr.encoding, errors="replace"
+        )
+        if self._stream.isatty():
+            self._live = self._make_live()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def __call__(self, stages: dict[str, tuple[int, int]]) -> None:
         if self._quiet:
             return
-        if sys.stderr.isatty():
-            self._bars(stages)
-        else:
-            self._line(stages)
+        self._done.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+        elif self._snapshot is not None and self._snapshot.stages:
+            self._line(self._snapshot)
+        self._stream.close()
 
-    def _bars(self, stages: dict[str, tuple[int, int]]) -> None:
-        if self._progress is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Show this from now on."""
+        if self._quiet:
+            return
+        with self._lock:
+            self._doing = snapshot.doing or self._doing
+            if snapshot.stages:
+                self._snapshot = snapshot
+        if self._verbose:
+            self._say_new_rows(snapshot)
 
-            columns = (TextColumn("{task.description:>26}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-            self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-            self._progress.start()
-        for stage, (done, total) in stages.items():
-            if stage not in self._tasks:
-                self._tasks[stage] = self._progress.add_task(stage, total=total)
-            self._progress.update(self._tasks[stage], completed=done)
+    def _tick(self) -> None:
+        while not self._done.wait(_TICK_S):
+            with self._lock:
+                self._show()
 
-    def _line(self, stages: dict[str, tuple[int, int]]) -> None:
-        text = ", ".join(f"{stage} {done}/{total}" for stage, (done, total) in stages.items())
+    def _show(self) -> None:
         now = time.monotonic()
-        finished = all(done == total for done, total in stages.values())
-        if text != self._last_text and (finished or now - self._last_line > _LINE_EVERY_S):
-            print(f"[{now - self._started:4.0f} s] shards: {text}", file=sys.stderr, flush=True)
-            self._last_line, self._last_text = now, text
+        if self._live is not None:
+            if now - self._started >= _FIRST_LINE_S:
+                if not self._live.is_started:
+                    self._live.start()
+                self._live.update(self._table(), refresh=True)
+            return
+        kind = re.sub(r"\d+", "#", self._doing)  # what is done, not how far it is
+        wait = _LINE_EVERY_S if kind == self._last_doing else _NEWS_S if self._last_doing else _FIRST_LINE_S
+        if now - self._last_line >= wait:
+            self._last_line, self._last_doing = now, kind
+            if self._snapshot is not None and any(s.done for s in self._snapshot.stages.values()):
+                self._line(self._snapshot)
+            else:
+                self._write(self._doing)
+
+    def _line(self, snapshot: Snapshot) -> None:
+        at_work = {stage: s for stage, s in snapshot.stages.items() if 0 < s.done < s.total}
+        through = sum(s.done == s.total for s in snapshot.stages.values())
+        rows = [f"{stage} {s.done}/{s.total} rows" for stage, s in at_work.items()]
+        stages = f"{through} of {len(snapshot.stages)} stages done"
+        self._write("; ".join(part for part in (self._doing, *rows, stages, eta(snapshot)) if part))
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"[{time.monotonic() - self._started:4.0f} s] {text}\n")
+
+    def _say_new_rows(self, snapshot: Snapshot) -> None:
+        for stage, s in snapshot.stages.items():
+            if s.done != self._rows.get(stage, s.done):
+                self._say(f"{stage}: {s.done} of {s.total} rows, {rate(s)}")
+            self._rows[stage] = s.done
+
+    def _say(self, text: str) -> None:
+        if self._live is not None and self._live.is_started:
+            self._live.console.print(text, highlight=False)
+        else:
+            self._write(text)
+
+    def _make_live(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        return Live(console=Console(file=self._stream), auto_refresh=False, transient=False)
+
+    def _table(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        seconds = time.monotonic() - self._started
+        head = Text.assemble((f"{_clock(seconds)}  ", "bold"), self._doing, overflow="ellipsis", no_wrap=True)
+        if self._snapshot is None or not self._snapshot.stages:
+            return head
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for right in (True, False, True, False):
+            table.add_column(justify="right" if right else "left")
+        for stage, s in self._snapshot.stages.items():
+            bar = ProgressBar(total=max(s.total, 1), completed=s.done, width=_BAR)
+            table.add_row(stage, bar, f"{s.done}/{s.total} rows", rate(s))
+        return Group(table, head, Text(eta(self._snapshot)))
+
+
+def rate(stage: StageProgress) -> str:
+    """How fast a stage's worker is; empty where it is not known."""
+    if not stage.seconds:
+        return ""
+    return f"{stage.seconds:.1f} s/row" if stage.seconds >= 1 else f"{1 / stage.seconds:.1f} rows/s"
+
+
+def eta(snapshot: Snapshot) -> str:
+    """How long it will take; empty where it is not known."""
+    if snapshot.eta_s is None:
+        return ""
+    return f"about {_clock(snapshot.eta_s)} to go" + (", stages not begun left out" if snapshot.at_least else "")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

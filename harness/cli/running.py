@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,7 +12,8 @@ from harness.cli import options
 
 if TYPE_CHECKING:
     from harness.pipeline.evaluate import Budget, Finished
-    from harness.pipeline.executor import Outcome, Resources
+    from harness.pipeline.executor import Resources
+    from harness.pipeline.outcome import Outcome
     from harness.pipeline.plan import Plan
     from harness.pipeline.request import Places, Request
 
@@ -30,121 +28,114 @@ GpuMemory = Annotated[
 Executor = Annotated[
     str, typer.Option("--executor", help="ray, or inline: the same stages in this process, for debugging.")
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        help="A running Ray cluster, HOST:PORT or auto; its GPUs count. Default: Ray is started on this machine.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Progress of every stage, line by line.")]
 MaxErrors = Annotated[
     str, typer.Option("--max-errors", help="Failed rows allowed: a number, or a share like 5%. Beyond: exit 3.")
 ]
 
 
-def _resources(num_gpus: int | None, gpu_memory: float | None, workers: int | None, executor: str) -> Resources:
+class Machine(NamedTuple):
+    """With what to compute, as it was asked for; None: asked of the machine or the cluster."""
+
+    num_gpus: int | None = None
+    gpu_memory: float | None = None
+    workers: int | None = None
+    executor: str = "ray"
+    address: str | None = None
+
+
+class Manner(NamedTuple):
+    """How a run is held and shown."""
+
+    max_errors: str
+    json: bool  # one JSON object is printed, instead of tables
+    discard: bool = False  # the images are removed once they are scored, also where too many rows failed
+    quiet: bool = False
+    verbose: bool = False
+
+
+def resources(machine: Machine) -> Resources:
+    """With what a run computes: what was said, the rest asked of the machine or the cluster.
+
+    Raises:
+        UserError: what is asked for is not there.
+    """
     from harness.errors import UserError, nearest
+    from harness.pipeline import hardware
     from harness.pipeline.executor import Resources, check
 
+    num_gpus, gpu_memory, workers, executor, address = machine
     if executor not in ("ray", "inline"):
         raise UserError(f"--executor {executor!r}{nearest(executor, ['ray', 'inline'])} (there are: ray, inline)")
-    num_gpus, gpu_memory = gpus(num_gpus, gpu_memory)
-    if workers is None:
-        workers = num_gpus or len(os.sched_getaffinity(0))
+    address = None if executor == "inline" or address in ("", "local") else address
+    there = hardware.ask(address)
+    if num_gpus is None:
+        num_gpus = there.gpus
     found = Resources(
         executor=executor,
-        workers=workers,
+        workers=workers or num_gpus or there.cores,
         num_gpus=num_gpus,
-        gpu_memory_gb=gpu_memory,
-        address=os.environ.get("RAY_ADDRESS"),
+        gpu_memory_gb=there.gpu_memory_gb if num_gpus and gpu_memory is None else gpu_memory,
+        address=address,
     )
     check(found)
-    if executor == "inline" or found.address is None:
-        _require_gpus(num_gpus)
+    if address is None:
+        hardware.require_gpus(num_gpus)
+    elif num_gpus > there.gpus:
+        raise UserError(f"--num-gpus {num_gpus}: the cluster at {address} has {there.gpus} now")
     return found
 
 
-def _require_gpus(number: int) -> None:
-    """Refuse more GPUs than this machine has, or any where torch can use none.
+def gpus(machine: Machine) -> tuple[int, float | None]:
+    """How many GPUs to plan for and the GB of one; any number may be asked for, also one that is not here."""
+    from harness.pipeline import hardware
 
-    Raises:
-        UserError: what was asked for, and what is there.
-    """
-    from harness.errors import UserError
-
-    if not number:
-        return
-    there = visible_gpus()
-    if there < number:  # what a container does not list, torch may still see
-        import torch
-
-        there = torch.cuda.device_count()
-    if there < number:
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        narrowed = "" if chosen is None else f" (CUDA_VISIBLE_DEVICES is {chosen!r})"
-        raise UserError(f"--num-gpus {number}: {there} here{narrowed}; without the option all of them are used")
-    if metadata.version("torch").endswith("+cpu"):
-        raise UserError(f"{number} GPUs to use, but torch is built for the CPU only: install another, or --num-gpus 0")
+    if machine.num_gpus is not None and (machine.gpu_memory is not None or not machine.num_gpus):
+        return machine.num_gpus, machine.gpu_memory
+    there = hardware.ask(machine.address)
+    number = there.gpus if machine.num_gpus is None else machine.num_gpus
+    return number, there.gpu_memory_gb if number and machine.gpu_memory is None else machine.gpu_memory
 
 
-def gpus(number: int | None, memory_gb: float | None) -> tuple[int, float | None]:
-    """How many GPUs to use and the GB of one, asked of the machine where nobody said."""
-    number = visible_gpus() if number is None else number
-    return number, _gpu_memory() if number and memory_gb is None else memory_gb
-
-
-def visible_gpus() -> int:
-    """GPUs this process may use, without importing torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([d for d in chosen.split(",") if d.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def _gpu_memory() -> float | None:
-    """GB of the smallest GPU, as its driver says; None where that cannot be asked."""
-    import subprocess
-
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
-        return min(float(line) for line in answer.split()) * 2**20 / 1e9
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-
-
-def run(
-    request: Request,
-    places: Places,
-    machine: tuple[int | None, float | None, int | None, str],
-    max_errors: str,
-    json: bool,
-    discard: bool = False,
-) -> Finished:
+def run(request: Request, places: Places, machine: Machine, manner: Manner) -> Finished:
     """Evaluate and print; leaves with the exit code that says how it went unless that is 0.
 
     Args:
         request: what is asked for.
         places: its folders.
-        machine: GPUs, GB of one, workers, executor; None: asked of the machine.
-        max_errors: failed rows allowed.
-        json: whether one JSON object is printed, instead of tables.
-        discard: whether the images are removed once they are scored, also where too many rows failed.
+        machine: with what to compute.
+        manner: how.
     """
     from harness.cli.progress import Display
     from harness.pipeline.evaluate import Budget, evaluate
 
-    resources, budget = _resources(*machine), Budget.parse(max_errors)
+    budget = Budget.parse(manner.max_errors)
     command = shlex.join(["harness", *sys.argv[1:]])
-    with Display(quiet=False) as display:
-        finished = evaluate(request, places, resources, budget, display, command)
+    with Display(quiet=manner.quiet, verbose=manner.verbose) as display:
+        finished = evaluate(request, places, resources(machine), budget, display, command)
     if not finished.cells:
         assert finished.outcome is not None
-        _unfinished(finished, finished.outcome, budget, discard)
-    if json:
+        _unfinished(finished, finished.outcome, budget, manner.discard)
+    if manner.json:
         options.emit(summary(finished))
     else:
         from harness.report import terminal
 
         terminal.show(finished.cells, finished.plan.policies, finished.paths)
-    if discard:
+    if manner.discard:
         _discard(finished.plan, places)
     if budget.exceeded(finished.errors, finished.rows):
         print(
-            f"harness: {finished.errors} of {finished.rows} rows failed, more than --max-errors {max_errors}",
+            f"harness: {finished.errors} of {finished.rows} rows failed, more than --max-errors {manner.max_errors}",
             file=sys.stderr,
         )
         raise typer.Exit(3)

@@ -30,7 +30,7 @@ from harness.data.concepts import ARTISTS
 from harness.data.guard import guard
 from harness.data.hub import cached_file
 from harness.errors import UserError, nearest
-from harness.models import loading
+from harness.models import loading, progress
 from harness.store.fingerprint import FileHashes
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> Dif
         _add(edit.lora, pipe, root, name)
     if edit.scheduler:
         pipe.scheduler = _class(edit.scheduler).from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    progress.follow(pipe)
     return pipe.to(device)
 
 
@@ -151,6 +151,7 @@ def edit(pipe: Any, settings: Edit, jobs: Sequence[Job]) -> list[ImageArray]:
             batch = members[start : start + settings.micro_batch]
             padded = batch + [batch[-1]] * (settings.micro_batch - len(batch))
             found |= zip(batch, _draw(pipe, settings, [jobs[i] for i in padded], size), strict=False)
+            progress.rows(len(batch))
     return [_restored(found[i], job.image) if settings.restore_size else found[i] for i, job in enumerate(jobs)]
 
 

@@ -27,7 +27,7 @@ import torch
 from harness.cards.places import locate
 from harness.data.guard import guard
 from harness.errors import UserError, nearest
-from harness.models import loading
+from harness.models import loading, progress
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -87,7 +87,7 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
         )
     if card.scheduler:
         pipe.scheduler = _class(card, card.scheduler).from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    progress.follow(pipe)
     return pipe.to(device)
 
 
@@ -140,6 +140,7 @@ def sample(
         batch = list(requests[start : start + micro_batch])
         padded = batch + [batch[-1]] * (micro_batch - len(batch))
         images.extend(_draw(pipe, padded, canvas, {"num_inference_steps": steps, **further}, defense)[: len(batch)])
+        progress.rows(len(batch))
     return images
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.models import loading
+from harness.models import loading, progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class Captioner:
             count = len(batch)
             batch += [batch[-1]] * (self.micro_batch - count)
             answers += self._converse(batch, turns)[:count]
+            progress.rows(count)
         return answers
 
     def _converse(self, images: list[Image], turns: Sequence[Turn]) -> list[list[str]]:

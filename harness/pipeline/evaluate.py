@@ -26,6 +26,7 @@ from harness.metrics import measure
 from harness.metrics.cells import Cell
 from harness.pipeline import costs, plan, prerequisites, results, set_metrics
 from harness.pipeline.plan import Plan
+from harness.pipeline.progress import Progress, Snapshot
 from harness.pipeline.record import record_of
 from harness.pipeline.request import Places, Request, choose
 from harness.pipeline.results import gather, images_of
@@ -35,7 +36,8 @@ from harness.store.fingerprint import FileHashes
 from harness.store.shards import Store, columns, discarded, is_complete
 
 if TYPE_CHECKING:
-    from harness.pipeline.executor import Outcome, Progress, Resources
+    from harness.pipeline.executor import Resources
+    from harness.pipeline.outcome import Outcome
 
 _PATIENCE_S = {"cuda": 3600.0, "cpu": 24 * 3600.0}  # for a shard; a large model takes hours over one on a CPU
 _SEEING = ("caption", "embed", "edit", "score")  # kinds of stages that look at images
@@ -132,6 +134,7 @@ def evaluate(
             outcome = executor.execute(made, context, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
             if not outcome.complete:
                 return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
+        progress(Snapshot(doing="counting"))
         return _conclude(made, store, run, outcome, command)
 
 

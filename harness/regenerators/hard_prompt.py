@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional
 
+from harness.models import progress
 from harness.models.clip import full_batches
 from harness.regenerators.text_tower import TextTower
 
@@ -151,6 +152,7 @@ class Optimiser:
                         report(done + steps * count, whole)
 
                 seen += self._run(torch.stack(batch), tell)[:count]
+                progress.rows(count)
         return self._scored(directions, seen)
 
     def _run(self, targets: Tensor, tell: Callable[[int], None]) -> list[tuple[tuple[int, ...], float, int]]:
@@ -164,6 +166,7 @@ class Optimiser:
                     tell(settings.iterations)
                     break
                 tell(step)
+                progress.steps(step, settings.iterations)
         ids, cosines, ran = state.best_ids.tolist(), state.best.tolist(), state.ran.tolist()
         return [(tuple(row), cosine, steps) for row, cosine, steps in zip(ids, cosines, ran, strict=True)]
 

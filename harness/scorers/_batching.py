@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import RowError
+from harness.models import progress
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB
 
@@ -116,6 +117,7 @@ def _scored(
         batch = [item for _, item in part]
         for (row, _), values in zip(part, compute(batch + batch[:1] * (size - len(batch))), strict=False):
             row.update(values)
+        progress.rows(len(part))
     return {
         name: [row.get(name) for row in rows]
         for name in (*importlib.import_module(f"harness.scorers.{stem}").COLUMNS, error)

@@ -36,9 +36,12 @@ IGNORED = (
     "harness.data.hub",
     "harness.defenses",  # the package itself, which finds mechanisms by name; what a key names is added to its closure
     "harness.errors",
+    "harness.models.library_logs",
+    "harness.models.progress",
     "harness.models.weights",
     "harness.pipeline.conditions",
     "harness.pipeline.stage_specs",
+    "harness.pipeline.stages.activity",
     "harness.pipeline.stages.attempts",
     "harness.pipeline.stages.base",
     "harness.pipeline.stages.memory",

@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 
 from harness.errors import is_transient
 from harness.pipeline.stage_specs import Source, StageSpec
+from harness.pipeline.stages.activity import Activity
 from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, row_name
 from harness.store.schema import KEY
 from harness.store.shards import Store, columns, is_complete, publish, read
@@ -111,6 +112,7 @@ class Stage:
     def __init__(self, specs: Mapping[int, tuple[StageSpec, ...]], context: WorkerContext) -> None:
         """Args: specs: by condition index, one per variant; a condition without this stage passes through."""
         self._specs, self._context = specs, context
+        self._activity = Activity(context.run)
         self._worker: Worker | None = None
         self._loaded: str | None = None
 
@@ -137,7 +139,9 @@ class Stage:
                 row |= {"status": "stopped", "detail": "the run was stopped"}
                 return
             self._context.store.describe(spec.stage, spec.fingerprint, spec.key)
-            output, seconds, deaths = self._compute(spec, row["key"], self._input(spec, row))
+            rows = self._input(spec, row)
+            with self._activity.shard(spec.stage, row["key"], rows.num_rows):
+                output, seconds, deaths = self._compute(spec, row["key"], rows)
             publish(path, output)
             self._context.store.note_cost(path, seconds, output.num_rows, self._context.device if spec.gpu else "cpu")
             self._log(spec, row["key"], {"seconds": seconds, "rows": output.num_rows, "deaths": deaths})
@@ -214,7 +218,8 @@ class Stage:
         if self._worker is None or self._loaded != spec.fingerprint:
             module = importlib.import_module(f"harness.pipeline.stages.{spec.kind}")
             previous, self._worker = self._worker, None
-            self._worker = module.load(spec.worker, self._context, previous)
+            with self._activity.loading():
+                self._worker = module.load(spec.worker, self._context, previous)
             self._loaded = spec.fingerprint
         return self._worker
 

@@ -1,0 +1,129 @@
+"""How far a run is: rows of each stage, what is being done now, and how long it will take.
+
+Read from disk alone: the shards that are published, what each took (``.cost.json``), what workers say that they are
+doing (``stages.activity``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.pipeline.plan import Plan
+from harness.pipeline.stages import activity
+from harness.store.shards import Store
+
+_PAUSE_S = 0.5  # between two looks at the store
+
+
+class StageProgress(NamedTuple):
+    """Rows of one stage."""
+
+    done: int
+    total: int
+    seconds: float | None = None  # for a row, as measured in this run; None: not known yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """How far a run is."""
+
+    doing: str  # in a few words
+    stages: Mapping[str, StageProgress] = field(default_factory=dict)
+    eta_s: float | None = None  # seconds to go by the rows' measured time; None: not known
+    at_least: bool = False  # whether ``eta_s`` leaves out stages that have not begun
+
+
+Progress = Callable[[Snapshot], None]
+
+
+class Watch:
+    """Looks at a run twice a second and tells ``progress``."""
+
+    def __init__(self, plan: Plan, store: Store, run: Path, workers: int, progress: Progress) -> None:
+        self._store, self._run, self._workers, self._progress = store, run, max(workers, 1), progress
+        self._rows: dict[str, dict[Path, int]] = {}  # stage -> shard's path -> rows
+        for condition in plan.conditions:
+            for spec in condition.stages:
+                own = self._rows.setdefault(spec.stage, {})
+                for shard in condition.shards:
+                    own[store.path(spec.stage, spec.fingerprint, shard.key)] = shard.rows.num_rows
+        self._before = {stage: self._published(paths) for stage, paths in self._rows.items()}
+        self._costs: dict[Path, tuple[float, int]] = {}
+        self._doing = ""
+        self._done = threading.Event()
+
+    def say(self, doing: str) -> None:
+        """Tell at once what the driver is doing; holds until workers say what they do."""
+        self._doing = doing
+        self._progress(self._look())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Tell while the block runs, and once more after it."""
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            thread.join()
+            self._progress(self._look())
+
+    def _watch(self) -> None:
+        while not self._done.wait(_PAUSE_S):
+            self._progress(self._look())
+
+    def _look(self) -> Snapshot:
+        said = activity.read(self._run)
+        stages = {stage: self._stage(stage, [a for a in said if a["stage"] == stage]) for stage in self._rows}
+        to_go = {name: s for name, s in stages.items() if s.done < s.total}
+        known = [(s.total - s.done) * s.seconds for s in to_go.values() if s.seconds is not None]
+        return Snapshot(
+            doing=_words(said) or self._doing,
+            stages=stages,
+            eta_s=sum(known) / self._workers if known else None,
+            at_least=len(known) < len(to_go),
+        )
+
+    def _stage(self, stage: str, said: list[dict[str, Any]]) -> StageProgress:
+        paths = self._rows[stage]
+        published = self._published(paths)
+        for path in published - self._before[stage]:
+            if path not in self._costs and (cost := self._store.cost(path)):
+                self._costs[path] = (cost["seconds"], cost["rows"])
+        measured = [self._costs[p] for p in published - self._before[stage] if p in self._costs]
+        open_shards = {p.stem for p in paths.keys() - published}
+        at_work = [a for a in said if a["shard"] in open_shards and a["done"]]
+        measured += [(time.time() - a["started"], a["done"]) for a in at_work if not measured]
+        rows = sum(rows for _, rows in measured)
+        total = sum(paths.values())
+        done = sum(paths[p] for p in published) + sum(a["done"] for a in at_work)
+        return StageProgress(min(done, total), total, sum(s for s, _ in measured) / rows if rows else None)
+
+    @staticmethod
+    def _published(paths: Mapping[Path, int]) -> set[Path]:
+        """The shards among ``paths`` that are there; one look into each folder."""
+        there: set[Path] = set()
+        for folder in {p.parent for p in paths}:
+            names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+            there |= {p for p in paths if p.parent == folder and p.name in names}
+        return there
+
+
+def _words(said: list[dict[str, Any]]) -> str:
+    """What workers do, in a few words, each once."""
+    words = []
+    for a in said:
+        if a.get("loading"):
+            words.append(f"loading the model of {a['stage']}")
+        elif a.get("steps"):
+            words.append(f"{a['stage']}: step {a['steps'][0]} of {a['steps'][1]}")
+        else:
+            words.append(f"{a['stage']}: row {min(a['done'] + 1, a['rows'])} of {a['rows']} of a shard")
+    return ", ".join(dict.fromkeys(words))
