@@ -34,7 +34,12 @@ def ask(address: str | None = None) -> Hardware:
         return local()
     from harness.pipeline import ray_session
 
-    return total(ray_session.nodes(address))
+    return total(
+        [
+            Hardware(gpus=node.gpus, gpu_memory_gb=node.gpu_bytes and node.gpu_bytes / 1e9, cores=node.cores)
+            for node in ray_session.nodes(address)
+        ]
+    )
 
 
 def total(nodes: Sequence[Hardware]) -> Hardware:

@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 import harness
 from harness.errors import UserError
 from harness.pipeline import outputs, worker_code
-from harness.pipeline.hardware import Hardware
 from harness.pipeline.schedule import ActorGroup
 
 _ACTOR_CPUS = 0.01  # bookkeeping only: actors must never reserve all CPUs
@@ -37,6 +36,14 @@ _ENVIRONMENT = {  # before Ray is imported: its processes would otherwise write 
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+class Node(NamedTuple):
+    """What a machine of a cluster has."""
+
+    gpus: int
+    gpu_bytes: int | None  # of its smallest GPU; None: not known, or there is none
+    cores: int
 
 
 def check_before(address: str | None) -> None:
@@ -153,7 +160,7 @@ def _deadline(address: str | None) -> Iterator[None]:
         timer.cancel()
 
 
-def nodes(address: str) -> list[Hardware]:
+def nodes(address: str) -> list[Node]:
     """What each machine of the cluster at ``address`` has; stays connected.
 
     Raises:
@@ -165,11 +172,7 @@ def nodes(address: str) -> list[Hardware]:
     asked = [n["NodeID"] for n in alive if n["Resources"].get("GPU")]
     memory = dict(zip(asked, _on_nodes(worker_code.gpu_bytes, (), asked), strict=True))
     return [
-        Hardware(
-            gpus=int(n["Resources"].get("GPU", 0)),
-            gpu_memory_gb=b / 1e9 if (b := memory.get(n["NodeID"])) else None,
-            cores=int(n["Resources"].get("CPU", 0)),
-        )
+        Node(int(n["Resources"].get("GPU", 0)), memory.get(n["NodeID"]), int(n["Resources"].get("CPU", 0)))
         for n in alive
     ]
 
