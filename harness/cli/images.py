@@ -90,12 +90,8 @@ def score(
     if record is not None:
         assert run is not None
         require_images(run, record, prepare(request, places), Store.open_existing(places.store))
-    done = running.run(
-        request,
-        places,
-        running.Machine(num_gpus=0, executor=executor, address=address),
-        running.Manner(max_errors, json, quiet=quiet, verbose=verbose),
-    )
+    machine = running.Machine(num_gpus=0, executor=executor, address=address)
+    done = running.run(request, places, machine, running.Manner(max_errors, json, quiet=quiet, verbose=verbose))
     for name in _unscored(done.plan, wanted):
         print(f"harness: --scorer {name}: no image of the run has that reference, so none is scored", file=sys.stderr)
 
