@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-import harness
 from harness.errors import UserError
 from harness.pipeline import outputs, worker_code
 from harness.pipeline.schedule import ActorGroup
@@ -118,7 +117,7 @@ def connect(address: str | None, num_gpus: int = 0) -> None:
 
     if ray.is_initialized():
         return
-    config = JobConfig(_py_driver_sys_path=[str(Path(harness.__file__).parent.parent)])
+    config = JobConfig(_py_driver_sys_path=[str(Path(__file__).parents[2])])
     config._client_job = True  # the working folder stays off the workers' path; tests/pipeline/test_ray_session.py
     try:
         with _deadline(address):
