@@ -37,6 +37,7 @@ IMAGE = pa.schema(
         ("image_sha256", pa.string()),
         ("degenerate", pa.string()),  # "black", "flat", "noise", or null
         ("error", pa.string()),  # stable code, or null
+        ("defense_note", pa.string()),  # what the defense could not do, "sld:no-guidance", comma separated; or null
     ]
 )
 

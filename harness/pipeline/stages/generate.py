@@ -95,7 +95,7 @@ class Generate:
         """
         entries: list[dict[str, Any]] = rows.to_pylist()
         for entry in entries:
-            entry |= {"image": None, "image_sha256": None, "degenerate": None, "error": None}
+            entry |= dict.fromkeys(("image", "image_sha256", "degenerate", "error", "defense_note"))
         self.paint([(e, e["prompt"]) for e in entries if e["excluded"] is None])
         return need(pa.Table.from_pylist(entries, schema=IMAGE), IMAGE, "generate")
 
@@ -138,8 +138,10 @@ class Generate:
             images = text_to_image.sample(
                 self._pipe, self._defense, requests, canvas, self.card.steps, size, text_to_image.options(self.card)
             )
+        note = self._defense.note(canvas.guidance)
         for (entry, _), image in zip(jobs, images, strict=True):
             put(entry, image)
+            entry["defense_note"] = note
 
 
 def admitted(entry: dict[str, Any], texts: Iterable[str], concept: str) -> bool:

@@ -120,6 +120,18 @@ def test_rows_of_other_guidance_and_size_are_drawn_as_if_alone(root: Path, conte
     assert together == hashes(drawer(mixed.take([3, 2, 1, 0])))[::-1]
 
 
+def test_a_row_without_guidance_is_drawn_undefended_where_guidance_is_what_a_defense_changes(
+    root: Path, context: WorkerContext
+) -> None:
+    mixed = rows(TEXTS[:3], guidance={1: 1.0, 2: 0.5})
+    plain = hashes(generate.load(worker(root, "none"), context, None)(mixed))
+    for defense, note in (("sld-max", "sld:no-guidance"), ("sd-np", "negative_prompt:no-guidance")):
+        found = generate.load(worker(root, defense), context, None)(mixed)
+        assert found["error"].to_pylist() == [None] * 3
+        assert found["defense_note"].to_pylist() == [None, note, note]
+        assert [a == b for a, b in zip(hashes(found), plain, strict=True)] == [False, True, True]
+
+
 def test_a_row_that_the_guard_refuses_is_excluded_and_its_mates_are_drawn(root: Path, context: WorkerContext) -> None:
     drawer = generate.load(worker(root, "none"), context, None)
     found = drawer(rows((TEXTS[0], "a child beside a star", TEXTS[2])))
