@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import options, running
+from harness.cli import options, publish, running
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +85,9 @@ def evaluate(
     quiet: running.Quiet = False,
     verbose: running.Verbose = False,
     discard_images: DiscardImages = False,
+    wandb: publish.Wandb = None,
+    wandb_project: publish.Project = "harness",
+    wandb_group: publish.Group = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop; the same as `harness plan`.")
     ] = False,
@@ -94,13 +97,17 @@ def evaluate(
 
     Running the same command again goes on where it stopped; a finished one answers at once.
     """
+    from harness.report.wandb import mode_of
+
     request = _request(context.params)
     places = options.places(store, out, data, cards)
     if dry_run:
         _print_plan(request, places, running.Machine(num_gpus, gpu_memory, address=address), json)
         return
+    mode_of(wandb)  # a misspelt word is refused before anything runs
     machine = running.Machine(num_gpus, gpu_memory, workers, executor, address)
-    running.run(request, places, machine, running.Manner(max_errors, json, discard_images, quiet, verbose))
+    finished = running.run(request, places, machine, running.Manner(max_errors, json, discard_images, quiet, verbose))
+    publish.publish_after(finished.run, wandb, wandb_project, wandb_group)
 
 
 def plan(
