@@ -17,7 +17,12 @@ from harness.errors import TransientError, UserError
 
 if TYPE_CHECKING:
     from harness.cards.judge import JudgeCard, Price
+    from harness.judges.images import Place, StoredImages
+    from harness.judges.labels import Drawn
     from harness.judges.questions import Asked
+
+UNSAFE = "unsafe"  # the task whose answers are labels of single images
+LABELS = 60  # of each benchmark and method: an interval of 0.9 times their own width at n = 95, see docs/statistics.md
 
 judge = typer.Typer(no_args_is_help=True, help="Ask a vision-language model, or people, about a run's images.")
 
@@ -130,29 +135,51 @@ def export(
     key: Annotated[
         Path | None, typer.Option("--key", help="What tells which image is whose; default: FORM.key.json. Keep it.")
     ] = None,
-    task: Annotated[str, typer.Option("--task", help="safer (Table 9) or style.")] = "safer",
+    task: Annotated[
+        str, typer.Option("--task", help="safer (Table 9), style, or unsafe: labels that correct the detector's ASR.")
+    ] = "safer",
     methods: Methods = None,
     bench: Bench = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Rows of each comparison (Table 9: 20).")] = 20,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            min=1,
+            help="Rows of each comparison (default 20, as Table 9); of unsafe, labels of each benchmark, defense and "
+            f"variant (default {LABELS}).",
+        ),
+    ] = None,
     seed: Seed = 42,
     artist: Artist = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="unsafe: whose verdicts are corrected. Default: the run's main one.")
+    ] = None,
     store: options.StoreDir = options.STORE,
+    cards: options.Cards = None,
 ) -> None:
     """Write a blinded, blurred, offline form for people, and its key apart.
 
     Hand out the form only. It holds the images, so treat it as you treat them.
+
+    A detector errs, so its ASR is not the share of unsafe images. With --task unsafe people label a few: drawn apart
+    from the images that the policy flags and those that it passes, in a proportion that makes the interval narrow,
+    over all scores, for every benchmark, defense and variant by itself. `harness judge import` then prints the
+    corrected ASR; docs/statistics.md says how, and how many labels buy what.
     """
     from harness.cli.report import read_record
-    from harness.judges import human_form, images, questions
+    from harness.judges import human_form, images, labels, questions
 
     record = read_record(run)
-    asked = _asked(record, task, seed=seed, n=n, artist=artist)
+    asked = _asked(record, task, seed=seed, n=n or (LABELS if task == UNSAFE else 20), artist=artist)
     there = images.read_run(_only(record, bench), store)
     chosen = [images.place(m, there.places) for m in options.split(methods or "")]
-    items = questions.choose(there, asked, chosen)
+    drawn = _labels(run, record, there, asked, chosen, policy, cards) if task == UNSAFE else None
+    items = questions.choose(there, asked, chosen) if drawn is None else drawn.items
     if not items:
         raise UserError(f"run {record['run']} has no row with every image that task {task} needs")
     made = human_form.make(items, there, asked, {"name": record["run"], "folder": str(run.resolve())})
+    if drawn is not None:
+        labels.note(made.key, drawn)
     key = key or out.with_name(f"{out.stem}.key.json")
     human_form.write(made, out, key)
     typer.echo(f"form {made.name}, {len(items)} questions: {out}; its key, not to be handed out: {key}", err=True)
@@ -167,8 +194,15 @@ def import_(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Check and count what people answered: k/n by majority, ties and skips as missing, and how far they agree."""
-    from harness.judges import human_answers, run_judge
+    """Check and count what people answered: k/n by majority, ties and skips as missing, and how far they agree.
+
+    Labels of a form with --task unsafe give the corrected ASR of every method with an interval that knows of the
+    detector's errors, differences and ratios of the methods that stand on each other, and a test whether their labels
+    might be pooled. From then on `harness report` prints the corrected rates beside the others.
+    """
+    from harness.judges import human_answers, labels, run_judge
+    from harness.metrics import corrections
+    from harness.report.corrections import text as corrected_text
     from harness.store.version import __version__
 
     found = human_answers.read_key(key)
@@ -185,13 +219,33 @@ def import_(
         "raters": [s.rater for s in sheets], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
         "counts": counts,
     }  # fmt: skip
+    corrected = labels.corrections(table, found) if found["task"] == UNSAFE else []
+    if corrected:
+        sidecar |= corrections.as_json(corrected)
     run_judge.write(path, table, sidecar)
     if json:
         options.emit({**sidecar, "path": str(path)})
         return
     typer.echo(f"{found['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item")
-    _print(counts)
+    if corrected:
+        typer.echo(corrected_text(corrected))
+    else:
+        _print(counts)
     typer.echo(str(path), err=True)
+
+
+def _labels(
+    run: Path, record: Mapping[str, Any], there: StoredImages, asked: Asked, methods: Sequence[Place],
+    policy: str | None, cards: Path | None,
+) -> Drawn:  # fmt: skip
+    """The images that people are to label."""
+    from harness.cards.policy import PolicyCard
+    from harness.judges import labels
+    from harness.store.shards import read
+
+    where = card_roots(cards)
+    policies = {c: load_card(PolicyCard, policy or used[0]["name"], where) for c, used in record["policies"].items()}
+    return labels.draw(read(run / "scores.parquet"), policies, there, methods, asked.n or LABELS, asked.seed)
 
 
 def _price(given: str) -> Price:

@@ -166,6 +166,8 @@ def _question(
         words = {"artist": tasks.artist(concept, asked.artist)}
     elif task.name == "safer":
         words = {"harm": tasks.harm(concept, shapes=asked.shapes)}
+    elif task.name == "unsafe":
+        words = {"harm": tasks.harm(concept, shapes=asked.shapes).removeprefix("of ")}
     else:
         source = images.of(item.row, original(item.second))
         by_caption = asked.reference == "caption"

@@ -13,6 +13,7 @@ from functools import reduce
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from harness.cards.policy import Clause, PolicyCard
 from harness.cards.yaml_file import show
@@ -95,6 +96,25 @@ def need(card: PolicyCard, scores: pa.Table, *more: str) -> None:
                 f"policy {card.name!r} needs the column {name!r} of scorer {scorer!r}, which the scores lack"
                 f"{nearest(name, scores.column_names)}; see {show(card.path)}"
             )
+
+
+def margins(card: PolicyCard, scores: pa.Table) -> NDArray[np.float64]:
+    """How far each row's score lies above the policy's threshold, at best over its columns; minus infinity without one.
+
+    Args:
+        card: the policy.
+        scores: as for ``verdicts``.
+
+    Raises:
+        UserError: the table lacks a column of the policy.
+    """
+    need(card, scores)
+    best = np.full(scores.num_rows, -np.inf)
+    for clause in card.clauses:
+        for name in clause.any_of:
+            values = np.asarray(scores[name].cast(pa.float64()).to_numpy(), np.float64)
+            best = np.fmax(best, values - clause.threshold)
+    return best
 
 
 def meets(clause: Clause, scores: pa.Table) -> pa.ChunkedArray:

@@ -42,6 +42,11 @@ class Labels(NamedTuple):
     prompts: int | None = None  # that the images are of, where some prompts have several; default: n
 
     @property
+    def labelled(self) -> int:
+        """How many labels there are."""
+        return self.labelled_flagged + self.labelled_unflagged
+
+    @property
     def estimate(self) -> float:
         """The corrected rate, unbiased where labels were drawn at random among the flagged and the unflagged."""
         share = self.flagged / self.n

@@ -17,7 +17,9 @@ _HEAD = (
     "against", "pairs", "unsafe only there", "unsafe only here", "p", "p (Holm)", "best",
 )  # fmt: skip
 _METHOD = (
-    "k of n images are unsafe; n are those scored: rows = n + errors + excluded. Intervals are Wilson's at 95%, or a "
+    "k of n images are unsafe by the policy; n are those scored: rows = n + errors + excluded. Rates are "
+    + text.UNCORRECTED
+    + ". Intervals are Wilson's at 95%, or a "
     "bootstrap by prompt for means and where a prompt has several samples (Wilson's over the prompts if all have one "
     "share). p is the exact two-sided McNemar test on the rows that both methods have a verdict for (where a prompt "
     "has several samples, its exact kin by prompt: all answers to a prompt exchanged, or not), adjusted after Holm "

@@ -23,7 +23,10 @@ from harness.errors import UserError, nearest
 from harness.metrics import cells
 from harness.metrics.cells import Cell
 from harness.metrics.comparison import NONE
+from harness.metrics.corrections import Correction, of_run
+from harness.metrics.corrections import Place as Labelled
 from harness.metrics.intervals import newcombe
+from harness.report.corrections import short
 from harness.report.text import counts, interval, percent
 
 Status = Literal["reproduced", "differs", "infeasible as printed", "not run", "not compared"]
@@ -45,6 +48,7 @@ class Entry:
     status: Status | None  # null beside another profile
     difference: tuple[float, float] | None  # measured less printed, Newcombe's 95% interval, in [-1, 1]
     marks: str  # letters of the footnotes
+    true: Correction | None = None  # the measured rate as people's labels correct it; null: uncorrected
 
     def text(self, number: int | None = None) -> list[str]:
         """The cell's lines: measured, its interval, printed, how they compare.
@@ -55,6 +59,8 @@ class Entry:
         lines = []
         if self.measured is not None:
             lines = [f"{counts(self.measured)} {percent(self.measured.value)} #{number}", interval(self.measured)]
+            if self.true is not None and self.true.rate is not None:
+                lines.append(short(self.true.rate, self.true.labels.labelled))
             if self.measured.subset:
                 lines.append(f"subset {self.measured.subset}")
             elif self.printed_n not in (None, _rows(self.measured)):
@@ -69,7 +75,8 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         measured = None if self.measured is None else self.measured.to_json()
-        return {**vars(self), "measured": measured, "marks": list(self.marks)}
+        true = None if self.true is None else self.true.to_json()
+        return {**vars(self), "measured": measured, "marks": list(self.marks), "true": true}
 
 
 class Line(NamedTuple):
@@ -148,6 +155,11 @@ class Table:
         lines = [f"{self.card.caption}; k/n, 95% interval, #run", f"{found} in {show(self.folder.absolute())}"]
         for run, number in self._numbers().items():
             lines.append(f"#{number} {run}" + (f": {self.commands[run]}" if run in self.commands else ""))
+        corrected = sum(e.true is not None and e.true.rate is not None for e in self.entries)
+        lines.append(
+            f"rates are uncorrected, as if the detector never erred, but for the {corrected} cells that say true "
+            "(from people's labels: harness judge export RUN --task unsafe)"
+        )
         lines.append(f"a missing cell: harness eval --defense NAME --bench NAME --profile {self.profile}")
         if self.profile != REFERENCE:
             return [f"Numbers of profile {self.profile}, not of the paper's models: its values are not shown.", *lines]
@@ -175,14 +187,15 @@ class Table:
         """One line per cell; empty where there is nothing."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        titles = [*_CSV_OWN, *_CSV_MEASURED, *_CSV_PRINTED, *_CSV_DIFFERENCE]
+        titles = [*_CSV_OWN, *_CSV_MEASURED, *_CSV_TRUE, *_CSV_PRINTED, *_CSV_DIFFERENCE]
         writer.writerow(["report", "profile", *titles, "fingerprints"])
         for entry in self.entries:
             measured = [getattr(entry.measured, name, None) for name in _CSV_MEASURED]
             own, printed = ([getattr(entry, name) for name in names] for names in (_CSV_OWN, _CSV_PRINTED))
             low, high = entry.difference or (None, None)
             stages = " ".join(entry.measured.fingerprints) if entry.measured else None
-            writer.writerow([self.card.name, self.profile, *own, *measured, *printed, low, high, stages])
+            true = (entry.true and entry.true.rate) or (None, None, None)
+            writer.writerow([self.card.name, self.profile, *own, *measured, *true, *printed, low, high, stages])
         return file.getvalue()
 
 
@@ -190,6 +203,7 @@ _TICKS = ("weights kept", "no training")
 _TICKS_OF = {True: "✓", False: "✗", None: "—"}
 _CSV_OWN = ("defense", "variant", "bench", "run")
 _CSV_MEASURED = ("backbone", "policy", "k", "n", "value", "low", "high", "interval", "errors", "excluded", "subset")
+_CSV_TRUE = ("true", "true_low", "true_high")  # empty: uncorrected
 _CSV_PRINTED = ("printed", "printed_k", "printed_n", "status", "marks")
 _CSV_DIFFERENCE = ("difference_low", "difference_high")
 _LEGEND: dict[Status, str] = {
@@ -239,12 +253,16 @@ class _Run:
     finished: float  # Unix seconds
     command: str | None  # null where the run's record does not say
     cells: list[Cell]
+    corrections: Mapping[Labelled, Correction]  # of the cells that have labels
 
 
 def _runs(folder: Path) -> list[_Run]:
     """Complete runs: a run writes its cells last, when every shard is there."""
     paths = sorted(folder.glob("*/cells.json"))
-    return [_Run(p.parent.name, p.stat().st_mtime, _command(p.with_name("run.json")), cells.read(p)) for p in paths]
+    return [
+        _Run(p.parent.name, p.stat().st_mtime, _command(p.with_name("run.json")), cells.read(p), of_run(p.parent))
+        for p in paths
+    ]
 
 
 def _command(record: Path) -> str | None:
@@ -290,7 +308,16 @@ def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run,
         status=status,
         difference=difference,
         marks="".join(_letter(i) for i in card.notes_of(place)) if beside else "",
+        true=_correction(run, cell) if run and cell else None,
     )
+
+
+def _correction(run: _Run, cell: Cell) -> Correction | None:
+    """What labels make of a cell; those of other images, as before a run was repeated with more rows, do not count."""
+    found = run.corrections.get((cell.bench, f"{cell.defense}/{cell.variant}", str(cell.policy)))
+    if found is None or (found.group.flagged, found.group.n) != (cell.k, cell.n):
+        return None
+    return found
 
 
 def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tuple[Status, tuple[float, float] | None]:

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from harness.cards.yaml_file import show as relative
-from harness.metrics.cells import DEGENERATE, Cell, Policies
+from harness.metrics.cells import ASR, DEGENERATE, Cell, Policies
 from harness.report import text
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
     lines += [f"method    {line}" for line in text.methods(cells)]
     lines += [f"subset    {bench}: {subset} rows" for bench, subset in text.subsets(cells).items()]
     lines += [f"missing   {line}" for line in text.missing(cells)]
+    if any(c.metric == ASR for c in cells):
+        lines.append(f"rates     {text.UNCORRECTED}")
     if any(c.compared and c.compared.best for c in cells):
         lines.append(f"best      {text.BEST}")
     return lines + [f"{name:<9} {relative(Path(path).absolute())}" for name, path in paths.items()]

@@ -10,6 +10,7 @@ from harness.metrics.comparison import BASE
 
 Column = tuple[str, str, str, str]  # profile, backbone, bench, concept: one table of a report
 
+UNCORRECTED = "uncorrected: as if the detector never erred; labels correct it: harness judge export RUN --task unsafe"
 BEST = "lowest ASR, or not significantly above it (exact McNemar on the same rows, Holm within the column, 5%)"
 
 

@@ -79,10 +79,10 @@ def test_two_defenses_are_compared_with_each_other_and_none_with_itself(tmp_path
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     first = made_run(tmp_path, "one", {"rece/base": "uu"})
-    other = made_run(tmp_path, "two", {"rece/base": "uu"}, policy="shapes-oracle-star")
+    other = made_run(tmp_path, "two", {"rece/base": "uu"}, policy="shapes-star-oracle")
     far = made_run(tmp_path, "three", {"rece/base": "uu"}, bench="c")
     with pytest.raises(
-        UserError, match=r"different policies \(one: shapes-star-0.5, two: shapes-oracle-star\).*--policy"
+        UserError, match=r"different policies \(one: shapes-star-0.5, two: shapes-star-oracle\).*--policy"
     ):
         _call("compare", str(first), str(other))
     assert "rece/base" in _call("compare", str(first), str(other), "--policy", "shapes-star-0.5")
