@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness import defenses
 from harness.cards.backbone import BackboneCard
@@ -23,6 +24,7 @@ from harness.cards.load import load_card
 from harness.cards.places import locate
 from harness.cards.profile import ProfileCard
 from harness.data import benchmarks
+from harness.defenses.base import BuildContext, Defense
 from harness.metrics.paired import mcnemar_exact, paired_difference
 from harness.models import text_to_image
 from harness.shapes import oracle
@@ -46,7 +48,7 @@ def _backbone() -> BackboneCard:
 def _draw(pipe: Any, method: str, rows: list[dict[str, Any]]) -> list[np.ndarray]:
     card = load_card(DefenseCard, method, ROOTS)
     params = card.resolve("shapes", "nudity") | {"concept": "nudity"}
-    artefact = defenses.build(card.mechanism, pipe, params) if card.artefact else None
+    artefact = defenses.build(card.mechanism, pipe, params, _context(pipe)) if card.artefact else None
     defense = defenses.load(card.mechanism, pipe, params, artefact)
     defense.attach(pipe)
     backbone = _backbone()
@@ -56,6 +58,19 @@ def _draw(pipe: Any, method: str, rows: list[dict[str, Any]]) -> list[np.ndarray
         return text_to_image.sample(pipe, defense, requests, canvas, backbone.steps, backbone.micro_batch)
     finally:
         defense.detach(pipe)
+
+
+def _context(pipe: Any) -> BuildContext:
+    """A build's training images, drawn by the undefended backbone."""
+    backbone = _backbone()
+    canvas = text_to_image.Canvas(backbone.guidance, backbone.width, backbone.height)
+
+    def draw(texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        requests = [text_to_image.Request(text, seed, "nudity") for text, seed in zip(texts, seeds, strict=True)]
+        made = text_to_image.sample(pipe, Defense(), requests, canvas, backbone.steps, backbone.micro_batch)
+        return [Image.fromarray(image) for image in made]
+
+    return BuildContext(draw=draw)
 
 
 @pytest.fixture(scope="module")
