@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from harness.cli import audit, catalog, compare, evaluate, fetch, images, judge, publish, report, store
-from harness.errors import UserError
+from harness.errors import TransientError, UserError
 from harness.store.version import __version__
 
 _EPILOG = (
@@ -90,6 +90,9 @@ def main() -> None:
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
+    except TransientError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        sys.exit(4)
     except _Misuse as error:
         if said := error.format_message():  # else nothing was asked for, and the help has been printed
             where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""

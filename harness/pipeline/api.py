@@ -10,7 +10,6 @@ next(run.images(defense="rece", variant="resafe")).image
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from harness.store.shards import Store, columns, read
 if TYPE_CHECKING:
     from PIL import Image
 
-    from harness.pipeline.executor import Progress
+    from harness.pipeline.progress import Progress
 
 Names = str | Sequence[str]
 STORE, OUT, DATA = Path(".harness/store"), Path("runs"), Path(".harness/data")
@@ -130,18 +129,25 @@ def evaluate(
         profile: which models play which role: ``paper`` or ``shapes``.
         places: folders of store, runs, benchmark files and own cards; by default those of the command line.
         executor: ``ray``, or ``inline`` in this process.
-        progress: called with ``{stage: (shards done, shards in all)}`` now and then.
+        progress: called with a ``harness.pipeline.progress.Snapshot`` twice a second.
         **choices: further fields of ``harness.pipeline.request.Request``: ``regens``, ``backbone``, ``concept``,
             ``limit``, ``ids``, ``seed``, ``baseline``, ``extra_scorers``.
 
     Raises:
         UserError: a wrong name or value, something missing on this machine, or the run is incomplete (and why).
     """
+    from harness.pipeline import hardware
     from harness.pipeline.executor import Resources
 
     places = places or Places(store=STORE, out=OUT, data=DATA)
     request = _request(defense, bench, profile, choices)
-    resources = Resources(executor=executor, workers=len(os.sched_getaffinity(0)))
+    there = hardware.local()
+    resources = Resources(
+        executor=executor,
+        workers=there.gpus or there.cores,
+        num_gpus=there.gpus,
+        gpu_memory_gb=there.gpu_memory_gb,
+    )
     told = f"harness.evaluate(defense={defense!r}, bench={bench!r}, profile={profile!r}{_shown(choices)})"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, in notebooks without ipywidgets

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import TransientError, UserError
 from harness.metrics import measure
 from harness.metrics.cells import Cell
 from harness.pipeline import costs, plan, prerequisites, results, set_metrics
@@ -113,7 +113,8 @@ def evaluate(
     """Run what is not in the store yet and count; ``cells`` is empty unless every shard is there.
 
     Raises:
-        UserError: see ``prepare``; or a folder cannot be written, a disk is full, images were discarded.
+        UserError: see ``prepare``; or a folder cannot be written, images were discarded, another run holds the store.
+        TransientError: a disk is full.
         ConservationError: rows were lost or doubled (a bug, never a number).
     """
     made = prepare(request, places)
@@ -121,7 +122,7 @@ def evaluate(
     run = places.out / made.name
     _check_out(run)
     store = Store.open(places.store)
-    with _disks(), store.lock():
+    with _disks(), store.lock(_writes(made, store, run)):
         _make_out(run)
         outcome = None
         if made.missing(store):
@@ -138,16 +139,27 @@ def evaluate(
         return _conclude(made, store, run, outcome, command)
 
 
+def _writes(made: Plan, store: Store, run: Path) -> set[str]:
+    """What the run will write: its own folder, and the shards that are missing."""
+    missing = {
+        store.holding(spec.stage, spec.fingerprint)
+        for condition in made.conditions
+        for spec in condition.stages
+        if not all(is_complete(store.path(spec.stage, spec.fingerprint, s.key)) for s in condition.shards)
+    }
+    return {str(run.resolve()), *missing}
+
+
 @contextlib.contextmanager
 def _disks() -> Iterator[None]:
-    """A disk that takes no more is the user's to mend, and no bug."""
+    """A disk that takes no more is no bug: the same command goes on once there is room."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"{error.strerror}{where}; make room, and run the same command again to go on") from error
+        raise TransientError(f"{error.strerror}{where}; make room, and run the same command again to go on") from error
 
 
 def warn_left_out(made: Plan) -> None:

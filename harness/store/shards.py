@@ -5,14 +5,15 @@
     <root>/artefact/<fingerprint>/                    a built defense
 
 Publishing writes a temporary file, fsyncs it and links it to its name: the first writer wins, and a
-reader sees a whole file or none. A file that was cut short by something else counts as not there and is
+reader sees a whole file or none. Where the file system has no hard links (some NFS, exFAT), it is renamed:
+the last writer wins, whose bytes are the same. A file that was cut short by something else counts as not there and is
 replaced. The folder is private (0700): images may be harmful.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,14 @@ import pyarrow.parquet as pq
 
 from harness.errors import UserError
 from harness.store.files import write_atomically
+from harness.store.leases import lease
 from harness.store.schema import VERSION
 
 _STALE_S = 24 * 3600  # age after which a temporary file has certainly lost its writer
 _MARKER = "store.json"  # makes a folder a store
 _MAGIC = b"PAR1"  # begins and ends a Parquet file
 _BLANK = 2**16  # bytes of an image column, from where it cannot be all null
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _COST = {"seconds", "rows", "device"}  # what a note of a shard's cost has
 
 
@@ -89,7 +92,12 @@ class Store:
                 others = [p for p in root.iterdir() if not p.name.startswith(f".{_MARKER}.")]  # such a one is torn
                 if others:
                     raise UserError(f"{root} is not a store and not empty: name another folder with --store")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"store {root} cannot be used: {marker} is damaged ({type(error).__name__}: {error}); if the rest is "
+                f'whole, write {{"schema": {VERSION}}} into it'
+            ) from error
+        except OSError as error:
             raise UserError(f"store {root} cannot be used: {error}") from error
         if schema > VERSION:
             raise UserError(
@@ -97,27 +105,18 @@ class Store:
                 "update the harness, or name another folder with --store"
             )
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the store for one run; released by the system even if the process is killed.
+    def lock(self, writes: Iterable[str] | None = None) -> AbstractContextManager[None]:
+        """Hold what is named (``holding``) for one run, or the whole store; nothing stays held where a process died.
 
         Raises:
-            UserError: another run holds it.
+            UserError: another run holds some of it.
         """
-        path = self.root / ".lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"store {self.root} is in use by another run ({holder}): wait for it, or name another with --store"
-                ) from None
-            file.truncate(0)
-            file.write(f"{socket.gethostname()}, process {os.getpid()}")
-            file.flush()
-            yield
+        return lease(self.root, writes)
+
+    @staticmethod
+    def holding(stage: str, fingerprint: str) -> str:
+        """The name under which the shards of a fingerprint are held."""
+        return f"{stage}/{fingerprint}"
 
     @staticmethod
     def is_at(root: Path) -> bool:
@@ -216,10 +215,12 @@ def publish(path: Path, table: pa.Table) -> bool:
     with _written(table, path) as temporary:
         try:
             os.link(temporary, path)
-        except FileExistsError:
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and error.errno not in _NO_LINKS:
+                raise
             if is_complete(path):
                 return False
-            temporary.replace(path)
+            temporary.replace(path)  # cut short by something else; or no hard links here: the last of equal writers
     return True
 
 

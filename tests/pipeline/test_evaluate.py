@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 from desk import Desk
 
-from harness.errors import UserError
-from harness.pipeline.evaluate import Budget, Places, evaluate, prepare
+from harness import cli
+from harness.errors import TransientError, UserError
+from harness.pipeline.evaluate import Budget, Places, _disks, evaluate, prepare
 from harness.pipeline.executor import Resources
 from harness.pipeline.request import Request
 from harness.store.schema import VERSION
@@ -69,3 +71,19 @@ def test_a_run_s_folder_is_made_where_nothing_was(tmp_path: Path) -> None:
 
     _check_out(tmp_path / "a/b/c")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_mistake_of_the_user_and_ends_with_four(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        with _disks():
+            raise OSError(number, "No room", "runs/x/scores.parquet")
+
+    with pytest.raises(TransientError, match=r"No room \(runs/x/scores.parquet\); make room, and run the same command"):
+        full()
+    monkeypatch.setattr(cli, "app", lambda **_: full())
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 4
+    with pytest.raises(PermissionError), _disks():
+        raise PermissionError(errno.EACCES, "not yours")

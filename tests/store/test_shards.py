@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import errno
 import json
-import multiprocessing
 import os
 import stat
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_store_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "not json", "[]", "{}", '{"schema": "new"}', '{"schema": null}'])
 def test_a_damaged_marker_is_one_clear_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "store.json").write_text(content)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match=r"cannot be used: .*store.json is damaged"):
         Store.open(tmp_path)
 
 
@@ -116,26 +116,30 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
 
 
-def _hold(root: Path, ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:
-    with Store(root).lock():
-        ready.set()
-        done.wait(30)
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_a_file_system_without_hard_links_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "stage" / "fp" / "shard.parquet"
+    assert publish(path, pa.table({"a": [1]}))
+    assert not publish(path, pa.table({"a": [1]}))
+    assert read(path).to_pydict() == {"a": [1]}
+    path.write_bytes(path.read_bytes()[:50])
+    assert publish(path, pa.table({"a": [1]}))
+    assert read(path).to_pydict() == {"a": [1]}
+    assert list((path.parent / ".tmp").iterdir()) == []
 
 
-def test_two_runs_on_one_store_are_refused_and_a_killed_one_lets_go(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "s")
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(store.root, ready, done))
-    process.start()
-    assert ready.wait(30)
-    with pytest.raises(UserError, match=f"in use by another run.*process {process.pid}"), store.lock():
-        pass
-    assert process.pid is not None
-    os.kill(process.pid, 9)
-    process.join()
-    with store.lock():
-        pass
+def test_another_failure_of_a_link_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        publish(tmp_path / "shard.parquet", pa.table({"a": [1]}))
+    assert not (tmp_path / "shard.parquet").exists()
 
 
 def test_discarding_images_keeps_everything_else(tmp_path: Path) -> None:
