@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from harness.errors import UserError
 from harness.metrics import cells as cell_files
 from harness.metrics.cells import Cell
+from harness.pipeline import hardware
 from harness.pipeline.evaluate import Budget
 from harness.pipeline.evaluate import evaluate as run_evaluation
 from harness.pipeline.request import Places, Request
@@ -141,12 +142,13 @@ def evaluate(
 
     places = places or Places(store=STORE, out=OUT, data=DATA)
     request = _request(defense, bench, profile, choices)
-    there = hardware.local()
+    machine = hardware.ask(os.environ.get("RAY_ADDRESS"))
     resources = Resources(
         executor=executor,
-        workers=there.gpus or there.cores,
-        num_gpus=there.gpus,
-        gpu_memory_gb=there.gpu_memory_gb,
+        workers=machine.gpus or machine.cores,
+        num_gpus=machine.gpus,
+        gpu_memory_gb=machine.gpu_memory_gb,
+        address=os.environ.get("RAY_ADDRESS"),
     )
     told = f"harness.evaluate(defense={defense!r}, bench={bench!r}, profile={profile!r}{_shown(choices)})"
     with warnings.catch_warnings():
@@ -196,5 +198,5 @@ def _shown(choices: Mapping[str, Any]) -> str:
     return "".join(f", {name}={value!r}" for name, value in choices.items())
 
 
-def _quiet(_shards: object) -> None:
+def _quiet(_snapshot: object) -> None:
     """No progress display."""
