@@ -130,9 +130,9 @@ def test_gated_weights_say_where_to_ask(cache: Path) -> None:
 
 @pytest.mark.parametrize("card", [SMALL.model_copy(update={"source": "package:weights/none"})])
 def test_a_broken_package_is_told_apart_from_a_missing_download(card: BackboneCard) -> None:
-    assert "missing from the package" in weights.missing(card)[0]
+    assert "missing from the package" in weights.missing(*card.weights())[0]
     with pytest.raises(UserError, match="missing from the package"):
-        weights.fetch(card)
+        weights.fetch(*card.weights())
 
 
 def test_what_the_package_holds_is_not_missing(tmp_path: Path) -> None:

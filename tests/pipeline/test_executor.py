@@ -86,7 +86,7 @@ class Whole(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def is_complete(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     request = Request(
         defenses=("none",), benches=("ring-a-bell-k77",), profile="shapes", backbone="shapes:micro_batch=4", limit=3,

@@ -39,7 +39,7 @@ def ids(n: int, count: int, below: int = VOCABULARY - 2) -> torch.Tensor:
     return torch.randint(below, (n, count), generator=torch.Generator().manual_seed(count))
 
 
-def is_complete(model: Any, rows: torch.Tensor, begin: int, end: int, padding: int) -> torch.Tensor:
+def whole(model: Any, rows: torch.Tensor, begin: int, end: int, padding: int) -> torch.Tensor:
     """Features of ids (n, N) by the model's own forward over its whole window."""
     n, count = rows.shape
     config = getattr(model.config, "text_config", model.config)
@@ -56,14 +56,14 @@ def test_features_are_those_of_the_padded_window(count: int, activation: str) ->
     tower = TextTower(model, begin=VOCABULARY - 2, end=VOCABULARY - 1, dtype=torch.float64)
     rows = ids(3, count)
     found = tower(tower.embeddings[rows])
-    torch.testing.assert_close(found, is_complete(model, rows, 510, 511, 511), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, whole(model, rows, 510, 511, 511), rtol=1e-10, atol=1e-10)
 
 
 def test_the_real_shape_in_float32() -> None:
     model = random_model(12, vocab_size=49408, bos_token_id=49406, eos_token_id=49407)
     tower = TextTower(model, begin=49406, end=49407)
     rows = ids(2, 16, 49406)
-    expected = torch.nn.functional.normalize(is_complete(model, rows, 49406, 49407, 49407), dim=1)
+    expected = torch.nn.functional.normalize(whole(model, rows, 49406, 49407, 49407), dim=1)
     found = torch.nn.functional.normalize(tower(tower.embeddings[rows]), dim=1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -72,14 +72,10 @@ def test_the_shapes_clip() -> None:
     model = CLIPModel.from_pretrained(measure.WEIGHTS / "clip", dtype=torch.float64).eval()
     tower = TextTower(model, begin=659, end=660, dtype=torch.float64)
     rows = ids(4, 8)
-    torch.testing.assert_close(
-        tower(tower.embeddings[rows]), is_complete(model, rows, 659, 660, 660), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(tower(tower.embeddings[rows]), whole(model, rows, 659, 660, 660), rtol=1e-9, atol=1e-9)
     half = CLIPModel.from_pretrained(measure.WEIGHTS / "clip", dtype=torch.float32).eval()
     single = TextTower(half, begin=659, end=660)
-    torch.testing.assert_close(
-        single(single.embeddings[rows]), is_complete(half, rows, 659, 660, 660), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(single(single.embeddings[rows]), whole(half, rows, 659, 660, 660), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_padded_window() -> None:
@@ -102,9 +98,7 @@ def test_old_configurations_pool_at_the_highest_id() -> None:
     tower = TextTower(model, begin=510, end=511, dtype=torch.float64)
     rows = ids(3, 8)
     rows[0, 3] = 2  # the wrong end token's id is an ordinary word
-    torch.testing.assert_close(
-        tower(tower.embeddings[rows]), is_complete(model, rows, 510, 511, 0), rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(tower(tower.embeddings[rows]), whole(model, rows, 510, 511, 0), rtol=1e-10, atol=1e-10)
 
 
 def test_rows_do_not_see_each_other() -> None:
@@ -133,7 +127,7 @@ def test_bfloat16_is_near() -> None:
     tower = TextTower(model, begin=510, end=511, dtype=torch.bfloat16)
     found = tower(tower.embeddings[rows])
     assert found.dtype == torch.bfloat16
-    cosines = torch.nn.functional.cosine_similarity(found.float(), is_complete(model, rows, 510, 511, 511), dim=1)
+    cosines = torch.nn.functional.cosine_similarity(found.float(), whole(model, rows, 510, 511, 511), dim=1)
     assert cosines.min() > 0.999
 
 

@@ -278,7 +278,7 @@ def test_from_prompts_to_the_table_by_the_command_line(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "harness", *words, "--cards", str(desk.cards), "--out", str(desk.out)]
         return subprocess.run(command, capture_output=True, text=True, env=desk.environment(), check=False)
 
-    assert "--scorer saferedir_head,word_removed,person" in warn_left_out(run.name, out=desk.out)
+    assert "--scorer saferedir_head,word_removed,person" in told(run.name, out=desk.out)
     added = harness_(
         "score", str(run), "--scorer", "saferedir_head,word_removed,person", "--store", str(desk.store),
         "--executor", "inline", "--json",
@@ -301,7 +301,7 @@ def test_from_prompts_to_the_table_by_the_command_line(tmp_path: Path) -> None:
         assert line["pdr"]["k"] == sum(r["person_score"] > 0.5 for r in own.values())
 
 
-def warn_left_out(*runs: str, out: Path = Path("runs"), form: str = "md") -> str:
+def told(*runs: str, out: Path = Path("runs"), form: str = "md") -> str:
     """What the command writes to a file."""
     page = out / "page.txt"
     command.report("saferedir", list(runs), out=out, form=form, to=page)
@@ -310,8 +310,8 @@ def warn_left_out(*runs: str, out: Path = Path("runs"), form: str = "md") -> str
 
 def test_the_command_takes_folders_or_names_and_refuses_the_rest(tmp_path: Path) -> None:
     run = run_of(tmp_path / "one", grid("church"))
-    assert "| none |" in warn_left_out(str(run), out=tmp_path)
-    assert warn_left_out("one", out=tmp_path, form="json") == warn_left_out(str(run), out=tmp_path, form="json")
+    assert "| none |" in told(str(run), out=tmp_path)
+    assert told("one", out=tmp_path, form="json") == told(str(run), out=tmp_path, form="json")
     for (name, *runs), form, message in [
         (("saferedir",), "md", "needs the folders of runs"),
         (("saferedir", "tow"), "md", r"no finished run at .*tow .*: one"),

@@ -43,9 +43,9 @@ class Table:
         self.seen: list[int] = []
 
     def converse(self, images: Sequence[NDArray[np.uint8]], asked: Sequence[Turn]) -> list[list[str]]:
-        self.seen = [int(image[0, 0, 0]) for image in images]
-        for image in images:
-            assert (image == image(int(image[0, 0, 0]))).all()
+        self.seen = [int(pixels[0, 0, 0]) for pixels in images]
+        for pixels in images:
+            assert (pixels == image(int(pixels[0, 0, 0]))).all()
         assert all(len(self.answers[i]) == len(asked) for i in self.seen)
         return [self.answers[i] for i in self.seen]
 
