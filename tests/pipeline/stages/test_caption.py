@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from base_rows import base
+from base_rows import base, image
 from numpy.typing import NDArray
 
 from harness.cards.base import card_roots
