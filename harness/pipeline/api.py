@@ -137,7 +137,6 @@ def evaluate(
     Raises:
         UserError: a wrong name or value, something missing on this machine, or the run is incomplete (and why).
     """
-    from harness.pipeline import hardware
     from harness.pipeline.executor import Resources
 
     places = places or Places(store=STORE, out=OUT, data=DATA)
