@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.detector_corrections import Array, Random, ppi_plus_plus, rogan_gladen, wilson
 from harness.metrics.labelling import allocation
-from harness.metrics.true_asr import rate_draws
+from harness.metrics.true_asr import Labels, difference, rate_draws, ratio
 
 RATES = (0.01, 0.05, 0.1, 0.3, 0.5)
 DETECTORS = ((0.85, 0.97), (0.95, 0.95), (0.7, 0.99))  # sensitivity, specificity
@@ -124,14 +124,68 @@ def print_grid(replays: int, sizes: Sequence[tuple[int, int]]) -> None:
     print("; ".join(f"{share:.3f} at {n}, {m}" for (n, m), share in widest.items()))
 
 
+PAIRS = ((0.3, 0.3), (0.3, 0.1), (0.1, 0.05), (0.05, 0.01), (0.5, 0.1))  # rates of two methods
+ALIKE = 0.5  # of the rows, those whose truth the two methods draw together
+
+
+def replay_pair(first: Cell, second: Cell, replays: int) -> tuple[Method, Method]:
+    """Coverage of the difference and of the ratio of two methods over the same rows, each with labels of its own.
+
+    A ratio without an upper bound counts for coverage and not for the mean width, which is of the difference only.
+    """
+    generator = np.random.default_rng([first.n, first.m, round(1000 * first.rate), round(1000 * second.rate)])
+    differences, ratios = np.zeros((replays, 2)), np.zeros((replays, 2))
+    for i in range(replays):
+        same = generator.random(first.n) < ALIKE
+        luck = generator.random(first.n)
+        flags, labels = [], []
+        for cell in (first, second):
+            unsafe = np.where(same, luck, generator.random(cell.n)) < cell.rate
+            flagged = generator.random(cell.n) < np.where(unsafe, cell.sensitivity, 1 - cell.specificity)
+            flags.append(flagged)
+            labels.append(_labels(generator, unsafe, flagged, cell.m))
+        both = int((flags[0] & flags[1]).sum())
+        found = difference(*labels, both), ratio(*labels, both)
+        differences[i] = found[0].low, found[0].high
+        ratios[i] = found[1].low, np.inf if found[1].high is None else found[1].high
+    of_difference = judge((differences[:, 0], differences[:, 1]), first.rate - second.rate)
+    quotient = first.rate / second.rate
+    return of_difference, Method(float(((ratios[:, 0] <= quotient) & (quotient <= ratios[:, 1])).mean()), np.nan)
+
+
+def _labels(generator: np.random.Generator, unsafe: NDArray[np.bool_], flagged: NDArray[np.bool_], m: int) -> Labels:
+    """Labels of one replay, drawn apart from the flagged and from the others."""
+    divided = allocation(int(flagged.sum()), len(flagged), m)
+    counts = [
+        int(generator.permutation(unsafe[side])[:number].sum())
+        for side, number in ((flagged, divided.flagged), (~flagged, divided.unflagged))
+    ]
+    return Labels(int(flagged.sum()), len(flagged), counts[0], divided.flagged, counts[1], divided.unflagged)
+
+
+def print_pairs(replays: int) -> None:
+    """Differences and ratios at some pairs of rates, by two different detectors' error rates."""
+    print("| n, m | p1, p2 | difference: coverage / width | ratio: coverage |")
+    print("| --- | --- | --- | --- |")
+    for n, m in ((95, 40), (1000, 100)):
+        for one, other in PAIRS:
+            cells = Cell(one, *DETECTORS[0], n, m), Cell(other, *DETECTORS[1], n, m)
+            gap, quotient = replay_pair(*cells, replays)
+            shown = f"{100 * gap.coverage:.1f} / {gap.width:.3f} | {100 * quotient.coverage:.1f}"
+            print(f"| {n}, {m} | {one}, {other} | {shown} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["grid"])
+    parser.add_argument("what", choices=["grid", "pairs"])
     parser.add_argument("--replays", type=int, default=10_000)
     parser.add_argument("--sizes", nargs="*", default=[f"{n},{m}" for n, m in SIZES], metavar="IMAGES,LABELS")
     arguments = parser.parse_args()
     sizes = [(int(n), int(m)) for n, m in (size.split(",") for size in arguments.sizes)]
-    print_grid(arguments.replays, sizes)
+    if arguments.what == "pairs":
+        print_pairs(min(arguments.replays, 1_000))
+    else:
+        print_grid(arguments.replays, sizes)
 
 
 if __name__ == "__main__":
