@@ -10,6 +10,7 @@ next(run.images(defense="rece", variant="resafe")).image
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
