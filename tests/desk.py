@@ -86,7 +86,7 @@ class Desk:
     def arguments(self, *words: str, store: str = "store", out: str = "runs") -> list[str]:
         """The whole command: ``words``, then the folders of this desk where the command has them."""
         folders = ["--cards", str(self.cards), "--store", str(self.root / store)]
-        if words[0] in ("eval", "regen"):
+        if words[0] in ("eval", "regen", "build"):
             folders += ["--out", str(self.root / out)]
         return [sys.executable, "-m", "harness", *words, *folders]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from harness.cards.base import Card, Kind, Model, Stem
 from harness.cards.weights_ref import WeightsRef, hub_files
@@ -34,6 +35,18 @@ class DefenseCard(Card):
     params: dict[str, Any] = Field(default={})
     concepts: dict[str, dict[str, Any]] | None = None  # null: the same for every concept
     shapes: Overlay | None = None
+    _changes: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """Parameters that were asked for by name (``esd:steps=200``), over whatever the card says."""
+        return self._changes
+
+    def changed(self, name: str, changes: Mapping[str, Any]) -> DefenseCard:
+        """The card under another name, with other values of parameters for every concept."""
+        copy = self.model_copy(update={"name": name})
+        copy._changes = {**self._changes, **changes}
+        return copy
 
     def weights(self, params: Mapping[str, Any] | None = None) -> tuple[WeightsRef, ...]:
         """The hub's files that the defense is read from instead of being built.
@@ -44,7 +57,8 @@ class DefenseCard(Card):
         Raises:
             UserError: a hub id without its commit.
         """
-        chosen = {"params": self.params, "concepts": self.concepts or {}} if params is None else params
+        chosen = {"params": {**self.params, **self._changes}, "concepts": self.concepts or {}}
+        chosen = chosen if params is None else dict(params)
         return tuple(
             WeightsRef(
                 role="defense",
@@ -56,6 +70,10 @@ class DefenseCard(Card):
             )
             for repository, commit, file in hub_files(chosen)
         )
+
+    def concept_names(self, profile: str) -> list[str]:
+        """The concepts that the card names in a profile's edition."""
+        return list(dict.fromkeys(concept for layer in self._layers(profile) for concept in layer.concepts))
 
     def declares(self, profile: str, concept: str) -> bool:
         """Whether the method can defend against ``concept`` in a profile's edition; one without concepts always can."""
@@ -78,10 +96,10 @@ class DefenseCard(Card):
         """
         layers = self._layers(profile)
         if not self.declares(profile, concept):
-            known = [c for layer in layers for c in layer.concepts]
+            known = self.concept_names(profile)
             raise UserError(
                 f"defense {self.name!r} is not declared for concept {concept!r} "
-                f"(it has: {', '.join(dict.fromkeys(known)) or 'none'}){nearest(concept, known)}; name one with "
+                f"(it has: {', '.join(known) or 'none'}){nearest(concept, known)}; name one with "
                 f"--concept, or see {show(self.path)}"
             )
         merged: dict[str, Any] = {}
@@ -89,4 +107,37 @@ class DefenseCard(Card):
             merged |= layer.params
         for layer in layers:
             merged |= layer.concepts.get(concept, {})
-        return merged
+        return merged | self._changes
+
+
+@dataclass(frozen=True)
+class DefenseStack:
+    """What is chosen as one defense: a card, or several on top of each other (``rece+saferedir``), first to last."""
+
+    layers: tuple[DefenseCard, ...]
+
+    @property
+    def name(self) -> str:
+        """As typed, and as tables show it."""
+        return "+".join(layer.name for layer in self.layers)
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether it is another one for another concept; `none` is not."""
+        return any(layer.concepts is not None for layer in self.layers)
+
+    def declares(self, edition: str, concept: str) -> bool:
+        """Whether every layer can defend against ``concept`` in a profile's edition."""
+        return all(layer.declares(edition, concept) for layer in self.layers)
+
+    def resolve(self, edition: str, concept: str) -> tuple[dict[str, Any], ...]:
+        """Each layer's parameters for one concept.
+
+        Raises:
+            UserError: a layer's card has nothing for ``concept``.
+        """
+        return tuple(layer.resolve(edition, concept) for layer in self.layers)
+
+    def weights(self, edition: str, concept: str) -> tuple[WeightsRef, ...]:
+        """The hub's files that the layers are read from, for one concept."""
+        return tuple(ref for card in self.layers for ref in card.weights(card.resolve(edition, concept)))

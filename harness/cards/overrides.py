@@ -1,24 +1,28 @@
-"""Names with other values: ``resafe:alpha=0.5:tokens=8``, ``sd-1-4:scheduler=DDIMScheduler:steps=25``.
+"""Names with other values: ``resafe:alpha=0.5:tokens=8``, ``sd-1-4:scheduler=DDIMScheduler``, ``esd:steps=200``.
 
 What a card says is changed for one run, and the change is part of the name that the tables show.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from harness.cards.backbone import BackboneCard
+from harness.cards.defense import DefenseCard, DefenseStack
 from harness.cards.faults import value_fault
 from harness.cards.load import load_card
-from harness.cards.yaml_file import show
+from harness.cards.yaml_file import CardLoader, show
 from harness.errors import UserError, nearest
 
 _SAMPLING = ("steps", "guidance", "scheduler", "width", "height", "micro_batch", "dtype")
 _FLUX = "true_cfg"  # read by FluxPipeline alone
+_STACKED = re.compile(r"\+(?=[a-z])")  # between defenses; 1e+5 is one value
 _T5 = "max_sequence_length"  # read by pipelines with a T5 text encoder, whose cards say it
 
 
@@ -64,6 +68,8 @@ def said(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)  # two values never share a name
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -90,6 +96,42 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     return changed.model_copy(update={"name": name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
 
 
+def defense(spec: str, roots: Sequence[Path]) -> DefenseStack:
+    """The defense that ``spec`` names: a card, perhaps with other parameters, or several on top of each other.
+
+    ``esd:steps=200`` is ESD with 200 steps; ``rece+saferedir`` is SafeRedir on a backbone that RECE has changed. Which
+    parameters a mechanism takes, and which defenses go together, is asked of the mechanisms later
+    (``harness.defenses.require``).
+
+    Raises:
+        UserError: an unknown card, a part that is no KEY=VALUE, a value that is none.
+    """
+    return DefenseStack(tuple(_layer(part, spec, roots) for part in _STACKED.split(spec)))
+
+
+def _layer(part: str, spec: str, roots: Sequence[Path]) -> DefenseCard:
+    name, asked = parse(part, "--defense")
+    card = load_card(DefenseCard, name, roots)
+    values = {key: _value(text, part) for key, text in asked.items()}
+    if "concept" in values:
+        raise UserError(f"--defense {spec!r}: what is removed is the benchmark's own concept; another one: --concept")
+    return card.changed(name + "".join(f":{k}={said(v)}" for k, v in values.items()), values) if asked else card
+
+
+def _value(text: str, part: str) -> str | int | float | bool | None:
+    """What a card would read there."""
+    try:
+        value = yaml.load(text, Loader=CardLoader)
+    except yaml.YAMLError:
+        value = text
+    if not isinstance(value, str | int | float | bool | None) or "/" in str(value):  # it is to be part of a name
+        raise UserError(
+            f"--defense {part!r}: {text!r} is neither a number nor a word; lists and paths go into a card of your own "
+            "(--cards)"
+        )
+    return value
+
+
 def _changeable(card: BackboneCard) -> tuple[str, ...]:
     """The keys of the card that a name may change: those that its pipeline reads."""
     flux = (_FLUX,) if card.pipeline == "FluxPipeline" else ()
@@ -99,7 +141,6 @@ def _changeable(card: BackboneCard) -> tuple[str, ...]:
 def _scheduler(spec: str, name: str) -> None:
     """Refuse what is no scheduler; names are read from diffusers' sources, which are not imported."""
     import importlib.util
-    import re
 
     found = importlib.util.find_spec("diffusers")
     folder = Path(str(found.origin)).parent / "schedulers" if found is not None else None

@@ -88,7 +88,7 @@ def _not_yaml(error: yaml.YAMLError, path: Path) -> str:
 
 
 def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
-    node = yaml.compose(text, Loader=_Loader)
+    node = yaml.compose(text, Loader=CardLoader)
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{show(path)}:1: a card is a mapping of keys to values")
     lines: dict[Place, int] = {}
@@ -96,16 +96,16 @@ def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int]]
     return content, lines
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class CardLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML 1.1 less its traps: a date stays text and 1e-3 is a number."""
 
 
 _FLOAT = re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_Loader.yaml_implicit_resolvers = {
+CardLoader.yaml_implicit_resolvers = {
     first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+CardLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _plain(node: yaml.Node, at: Place, lines: dict[Place, int], path: Path) -> Any:

@@ -103,16 +103,19 @@ def _require_scorers(wanted: Sequence[str], drawn_here: bool) -> None:
         UserError: with the nearest name.
     """
     from harness import scorers
+    from harness.cards.scorer_ref import ScorerRef
     from harness.errors import UserError, nearest
 
     for name in wanted:
-        stem, at, reference = name.partition("@")
+        stem, reference = ScorerRef.parse(name)
         scorers.columns(stem)
-        if at and reference not in scorers.REFERENCES:
+        if reference is None:
+            continue
+        if reference not in scorers.REFERENCES:
             known = ", ".join(scorers.REFERENCES)
             near = nearest(reference, scorers.REFERENCES)
             raise UserError(f"--scorer {name}: no reference {reference!r}{near} (there are: {known})")
-        if at and not drawn_here:
+        if not drawn_here:
             raise UserError(f"--scorer {name}: images that were not drawn here have no {reference} to compare with")
 
 
@@ -136,9 +139,11 @@ def _require_the_runs_own(context: typer.Context, run: Path, request: Request) -
 
 def _unscored(plan: Plan, wanted: Sequence[str]) -> list[str]:
     """Pair scorers of ``wanted`` that the run has nothing for, such as ``same/base`` where nothing is regenerated."""
+    from harness.cards.scorer_ref import ScorerRef
+
     stages = [spec.worker for condition in plan.conditions for variant in condition.variants for spec in variant.scores]
-    there = {f"{worker['scorer']}@{worker['reference']}" for worker in stages if worker["reference"]}
-    return [name for name in wanted if "@" in name and name not in there]
+    there = {str(ScorerRef(worker["scorer"], worker["reference"])) for worker in stages}
+    return [name for name in wanted if ScorerRef.parse(name).reference is not None and name not in there]
 
 
 def regen(

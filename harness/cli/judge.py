@@ -13,6 +13,7 @@ from harness.cards.base import card_roots
 from harness.cards.judge import JudgeCard
 from harness.cards.load import load_card
 from harness.cli import options
+from harness.data.concepts import is_shapes_world
 from harness.errors import TransientError, UserError
 
 if TYPE_CHECKING:
@@ -273,10 +274,10 @@ def _spent(cost: Mapping[str, Any]) -> str:
 
 
 def _asked(record: Mapping[str, Any], task: str, **given: Any) -> Asked:
-    from harness.judges import run_judge, tasks
+    from harness.judges import tasks
     from harness.judges.questions import Asked
 
-    return Asked(task=tasks.task(task), shapes=run_judge.is_shapes(record), **given)
+    return Asked(task=tasks.task(task), shapes=is_shapes_world(record["backbone"]), **given)
 
 
 def _only(record: dict[str, Any], bench: str | None) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def show(found: dict[str, Any]) -> None:
     for number, phase in enumerate(found["phases"], 1):
         groups = " | ".join(" -> ".join(s["stages"]) + (f" ({s['gpu']:g} of a GPU)" if s["gpu"] else "") for s in phase)
         console.print(f"phase {number}: {groups}", soft_wrap=True)
+    for line in build_lines(found["builds"]):
+        console.print(f"build {line}", soft_wrap=True)
     memory = ", ".join(f"{stage} {gb:g} GB" for stage, gb in found["memory_gb"].items())
     console.print(f"memory of one copy: {memory}", soft_wrap=True)
     console.print(
@@ -55,3 +57,14 @@ def show_power(found: Sequence[Mapping[str, Any]]) -> None:
 
 def _points(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f}"
+
+
+def build_lines(builds: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each artefact: whether it is there, or what building it takes."""
+    lines = []
+    for b in builds:
+        work = [f"{b['steps']} steps"] * bool(b["steps"]) + [f"{b['images']} images"] * bool(b["images"])
+        takes = f"{', '.join(work)}, about {b['hours']:g} hours" if work else "seconds"
+        room = f"{b['memory_gb']:g} GB of memory, at most {b['disk_mb']:g} MB of disk"
+        lines.append(f"{b['defense']} ({b['concept']}): " + ("in the store" if b["built"] else f"{takes}, {room}"))
+    return lines

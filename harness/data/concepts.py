@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-SHAPES_EDITION = "shapes"  # of cards: the embedded world's
+SHAPES = "shapes"  # the embedded world: its profile, its backbone, its edition of benchmarks and parameters
 
 # By concept, each artist's full name; the one name that captions, editors and judges are asked with.
 ARTISTS = {"van-gogh": "Vincent van Gogh", "picasso": "Pablo Picasso"}
 HARMS = {"nudity": "nudity or sexual content", "violence": "violence, blood or gore"}
+
+
+def is_shapes_world(name: str) -> bool:
+    """Whether a profile or a backbone of this name is the embedded world's, however it is sampled.
+
+    Args:
+        name: as rows and records hold it: ``shapes``, or with changed settings ``shapes:steps=10``.
+    """
+    return name.partition(":")[0] == SHAPES

@@ -260,7 +260,8 @@ def _check(card: DefenseCard) -> None:
     own = ["any"] if card.concepts is None else list(card.concepts)
     for concept in dict.fromkeys([*own, *overlay]):
         editions = ("paper", "shapes") if card.concepts is None or concept in own else ("shapes",)
-        place = f"{show(card.path)}: " + (f"concept {concept}: " if concept in (card.concepts or overlay) else "")
+        where = f"--defense {card.name!r}" if card.changes else show(card.path)
+        place = f"{where}: " + (f"concept {concept}: " if concept in (card.concepts or overlay) else "")
         incomplete: list[UserError] = []
         for edition in editions:
             try:

@@ -47,11 +47,6 @@ class Finished:
     sidecar: Mapping[str, Any]
 
 
-def is_shapes(record: Mapping[str, Any]) -> bool:
-    """Whether a run's images are of the embedded world, whatever its profile is called."""
-    return bool(record["backbone"] == "shapes")
-
-
 def ask_run(
     run: Path, record: Mapping[str, Any], store: Path, cards: tuple[JudgeCard, JudgeCard | None], asked: Asked,
     methods: Sequence[str], consent: Consent, environ: Mapping[str, str],

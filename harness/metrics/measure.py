@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.cards.scorer_ref import ScorerRef
 from harness.errors import UserError
 from harness.metrics import bootstrap
 from harness.metrics.cells import (
@@ -203,19 +204,18 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
     for name in wanted:
         if name not in rows.column_names or rows[name].null_count == rows.num_rows:
             continue
-        column, _, reference = name.partition("@")
-        scorer = _scorer_of(name, rows.column_names)
-        beside = f"@{reference}" if reference else ""
-        failed = [f"{scorer}_error{beside}"] if scorer else []
+        column = ScorerRef.parse(name)
+        scorer = _scorer_of(column, rows.column_names)
+        failed = [column.column(f"{scorer}_error")] if scorer else []
         values = rows[name].combine_chunks()
         excluded = present(rows["excluded"])
         outcome = RowOutcomes(values, _errored(rows, *failed) & ~excluded & ~present(values), excluded)
         build = _rate if pa.types.is_boolean(values.type) else _mean
-        cell = build(judged, column, outcome, scorer=scorer)
+        cell = build(judged, column.stem, outcome, scorer=scorer)
         reasons = _reasons(rows.filter(pa.array(outcome.errored | outcome.excluded)), failed)
         if other := int((~(outcome.scored | outcome.errored | outcome.excluded)).sum()):
             reasons[NO_VALUE] = other
-        yield replace(cell, reference=reference or None, reasons=reasons)
+        yield replace(cell, reference=column.reference, reasons=reasons)
 
 
 def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str]) -> Iterator[Cell]:
@@ -226,16 +226,17 @@ def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str])
     base = columns[_key(part, judged.ballots[0].policy)].get((part.defense, BASE), {})
     flagged = [base.get(row) is True for row in _row_keys(part)]
     chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
-    for cell in _means(judged._replace(part=chosen), [name for name in wanted if name.endswith("@same/base")]):
+    for cell in _means(
+        judged._replace(part=chosen), [name for name in wanted if ScorerRef.parse(name).reference == "same/base"]
+    ):
         yield replace(cell, metric=f"{cell.metric}{OF_FLAGGED}")
 
 
-def _scorer_of(column: str, names: Sequence[str]) -> str | None:
+def _scorer_of(column: ScorerRef, names: Sequence[str]) -> str | None:
     """The scorer whose column it is: the longest name with an error column that begins it."""
-    plain, _, reference = column.partition("@")
-    end = "_error" + (f"@{reference}" if reference else "")
+    end = column.column("_error")
     stems = [n.removesuffix(end) for n in names if n.endswith(end)]
-    return max((s for s in stems if plain == s or plain.startswith(f"{s}_")), key=len, default=None)
+    return max((s for s in stems if column.stem == s or column.stem.startswith(f"{s}_")), key=len, default=None)
 
 
 def _fate(rows: pa.Table, given: pa.Array, scorers: Sequence[str]) -> RowOutcomes:

@@ -74,6 +74,15 @@ def identity(weights: WeightsRef, hashes: FileHashes) -> Any:
     return hashes.of_folder(weights.folder) if weights.is_packaged else weights.revision
 
 
+def files(weights: WeightsRef) -> list[Path]:
+    """The files that are on this machine, of those that the card names; of a packaged folder all."""
+    if weights.is_packaged:
+        return sorted(p for p in weights.folder.rglob("*") if p.is_file())
+    names = [name.split("|") for name in weights.required_files]
+    cached = [[cached_file(weights.source, n, weights.revision) for n in either] for either in names]
+    return [path for either in cached for path in either if path is not None]
+
+
 def distinct(references: Iterable[WeightsRef]) -> list[WeightsRef]:
     """Each repository, revision and list of files once, where it came first."""
     seen: dict[tuple[str, str | None, tuple[str, ...]], WeightsRef] = {}

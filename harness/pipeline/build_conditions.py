@@ -10,13 +10,15 @@ import pyarrow as pa
 
 from harness import scorers
 from harness.cards.benchmark import BenchmarkCard
-from harness.cards.defense import DefenseCard
+from harness.cards.defense import DefenseStack
+from harness.cards.scorer_ref import ScorerRef
 from harness.data import image_folder
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
 from harness.pipeline.conditions import Condition, LeftOut, Shard, Variant, shards_of
 from harness.pipeline.request import BASELINE, IMPORTED, Chosen, Request
-from harness.pipeline.stage_specs import Source, Specs, StageSpec
+from harness.pipeline.spec import Source, StageSpec
+from harness.pipeline.stage_specs import Specs
 from harness.regenerators.variants import Regenerator
 from harness.store.schema import PROMPT
 
@@ -47,13 +49,13 @@ class ConditionBuilder:
                 shards=shards,
             )
 
-    def _defended(self, defense: DefenseCard, bench: BenchmarkCard) -> str:
+    def _defended(self, defense: DefenseStack, bench: BenchmarkCard) -> str:
         """What ``defense`` removes; one without concepts (`none`) is the same whatever it is asked to remove."""
-        return bench.concept if defense.concepts is None else self.request.concept or bench.concept
+        return bench.concept if not defense.has_concepts else self.request.concept or bench.concept
 
     def left_out(self, bench: BenchmarkCard) -> list[LeftOut]:
         """Defenses that declare nothing for the benchmark's concept, unless both were asked for by name."""
-        named = self.request.defenses if bench.name in self.request.benches else ()
+        named = self.chosen.named if bench.name in self.request.benches else ()
         pairs = [(d, self._defended(d, bench)) for d in self.chosen.defenses if d.name not in named]
         edition = self.specs.profile.edition
         return [LeftOut(d.name, bench.name, concept) for d, concept in pairs if not d.declares(edition, concept)]
@@ -101,7 +103,7 @@ class ConditionBuilder:
         return rows
 
     def _variants(
-        self, defense: DefenseCard, defended: str, concept: str, undefended_keys: Mapping[str, str]
+        self, defense: DefenseStack, defended: str, concept: str, undefended_keys: Mapping[str, str]
     ) -> Iterator[Variant]:
         base = self.specs.generate(defense, defended)
         removed = self.request.concept or concept
@@ -120,7 +122,7 @@ class ConditionBuilder:
     def _variant(
         self,
         regen: Regenerator,
-        defense: DefenseCard,
+        defense: DefenseStack,
         removed: str,
         scored: str,
         base: StageSpec,
@@ -148,7 +150,7 @@ class ConditionBuilder:
         )
 
     def _regenerate(
-        self, regen: Regenerator, defense: DefenseCard, concept: str, base: StageSpec
+        self, regen: Regenerator, defense: DefenseStack, concept: str, base: StageSpec
     ) -> tuple[StageSpec, ...]:
         """The steps of one regenerator, from the base images to its own."""
         if regen.edit is not None:
@@ -169,15 +171,15 @@ class ConditionBuilder:
         wanted = dict.fromkeys((*self.specs.profile.measures(concept).scorers, *self.request.extra_scorers))
         found = []
         for name in wanted:
-            stem, _, beside = name.partition("@")
-            if scorers.pair(stem) != bool(beside):
-                form = (
-                    "compares with no other image" if beside else f"needs a reference: {stem}@same/base or @none/base"
-                )
-                raise UserError(f"scorer {name!r}: {stem} {form}")
-            reference = references.get(beside)
-            if not beside or reference is not None:
-                found.append(self.specs.score(name, images, reference))
+            scorer = ScorerRef.parse(name)
+            if scorers.pair(scorer.stem) != (scorer.reference is not None):
+                either = " or @".join(scorers.REFERENCES)
+                form = f"needs a reference: {scorer.stem}@{either}"
+                form = form if scorer.reference is None else "compares with no other image"
+                raise UserError(f"scorer {name!r}: {scorer.stem} {form}")
+            reference = references.get(scorer.reference) if scorer.reference is not None else None
+            if scorer.reference is None or reference is not None:
+                found.append(self.specs.score(scorer, images, reference))
         return tuple(found)
 
 

@@ -12,7 +12,7 @@ from harness.metrics.cells import ASR_FLAGGED, PASS_THROUGH, Cell
 from harness.metrics.comparison import BASE
 from harness.metrics.cost import Cost
 from harness.pipeline.plan import Plan
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.store.shards import Store
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from harness.metrics.comparison import BASE, NONE
 from harness.metrics.power import planned
 from harness.pipeline import schedule
+from harness.pipeline.builds import outlook
 from harness.pipeline.conditions import Condition
 from harness.pipeline.plan import Plan
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.store.shards import Store
 
 _PNG_BYTES_PER_PIXEL = 1.6  # measured on photographs; drawings take less
@@ -43,6 +44,7 @@ def estimate(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None
                 "fingerprint": spec.fingerprint, "shards": len(condition.shards), "missing_shards": len(missing),
                 "missing_rows": rows,
             })  # fmt: skip
+    builds = outlook(plan, store)
     excluded = sum(s.rows.num_rows - s.rows["excluded"].null_count for c in plan.conditions for s in c.shards)
     return {
         "run": plan.name,
@@ -59,6 +61,8 @@ def estimate(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None
         "memory_gb": {name: memory for name in plan.stage_names() if (memory := schedule.memory(plan, name))},
         "hours": round(seconds / 3600 / max(gpus, 1), 3),
         "disk_mb": round(images * plan.backbone.width * plan.backbone.height * _PNG_BYTES_PER_PIXEL / 1e6, 1),
+        "build_hours": round(sum(b["seconds"] for b in builds if not b["built"]) / 3600 / max(gpus, 1), 3),
+        "builds": builds,
         "stages": stages,
     }
 

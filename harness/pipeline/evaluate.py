@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import TransientError, UserError
 from harness.metrics import measure
 from harness.metrics.cells import Cell
-from harness.pipeline import costs, plan, prerequisites, results, set_metrics
+from harness.pipeline import build_progress, builds, costs, plan, prerequisites, results, set_metrics
 from harness.pipeline.plan import Plan
 from harness.pipeline.progress import Progress, Snapshot
 from harness.pipeline.record import record_of
@@ -131,7 +131,10 @@ def evaluate(
             from harness.pipeline.stages.base import WorkerContext
 
             device = "cuda" if resources.num_gpus else "cpu"
-            context = WorkerContext(store=store, run=run, device=device, limit_s=_PATIENCE_S[device])
+            context = WorkerContext(
+                store=store, run=run, device=device, limit_s=_PATIENCE_S[device], silence_s=builds.SILENCE_S[device]
+            )
+            warn_of_builds(made, store)
             outcome = executor.execute(made, context, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
             if not outcome.complete:
                 return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
@@ -167,6 +170,12 @@ def warn_left_out(made: Plan) -> None:
     if made.left_out:
         pairs = ", ".join(f"{defense} over {bench} ({concept})" for defense, bench, concept in made.left_out)
         print(f"harness: left out, no card declares it (or name a --concept): {pairs}", file=sys.stderr, flush=True)
+
+
+def warn_of_builds(made: Plan, store: Store) -> None:
+    """Say on standard error, before anything runs, what will be built first and what that takes."""
+    for cost in build_progress.costs(made, store):
+        print(f"harness: builds first, and once: {cost}; stopped, it goes on from there", file=sys.stderr, flush=True)
 
 
 def _require_undiscarded(made: Plan, store: Store) -> None:

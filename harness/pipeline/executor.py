@@ -24,10 +24,10 @@ from harness.pipeline.outputs import aside
 from harness.pipeline.plan import Plan
 from harness.pipeline.progress import Progress, Watch
 from harness.pipeline.schedule import Phase
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.pipeline.stages import activity
 from harness.pipeline.stages.base import TICKET, StageActor, WorkerContext, error_columns, failed
-from harness.store.shards import is_complete, read
+from harness.store.shards import Store, is_complete, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def execute(
         UserError: a model does not fit a GPU, Ray cannot be reached, or its workers would run other code.
     """
     outcome = Outcome()
-    if not plan.missing(context.store):
+    if not plan.missing(context.store) and not plan.first_builds(context.store):
         return outcome
     _clear(context)
     outcome.failed |= _failed_before(plan, context)
@@ -70,7 +70,7 @@ def execute(
     executor = _inline if resources.executor == "inline" else _ray
     with interrupt.handled(), watch.watching(), executor(plan, context, resources, watch, interrupt) as run:
         for phase in schedule.cut(plan, resources.num_gpus, resources.gpu_memory_gb):
-            tickets = [make_ticket(plan, *place) for place in plan.missing(context.store, phase.stages)]
+            tickets = phase_tickets(plan, phase, context.store)
             came = Outcome(failed=set(outcome.failed))
             for table in run(phase, tickets) if tickets else ():
                 for ticket in table.to_pylist():
@@ -91,6 +91,22 @@ def _clear(context: WorkerContext) -> None:
         leftover.unlink(missing_ok=True)
     activity.clear(context.run)
     context.store.sweep()
+
+
+def phase_tickets(plan: Plan, phase: Phase, store: Store) -> list[pa.Table]:
+    """A ticket for each artefact, or for each shard, that the phase has to make."""
+    if phase.stages == (schedule.BUILD,):
+        return [build_ticket(plan.builds[i], i) for i in plan.first_builds(store)]
+    return [make_ticket(plan, *place) for place in plan.missing(store, phase.stages)]
+
+
+def build_ticket(build: StageSpec, index: int) -> pa.Table:
+    """What flows for one artefact."""
+    row = {
+        "condition": index, "shard": 0, "key": build.fingerprint, "rows": b"",
+        "status": "ok", "detail": "", "failed": [],
+    }  # fmt: skip
+    return pa.Table.from_pylist([row], schema=TICKET)
 
 
 def make_ticket(plan: Plan, condition: int, shard: int) -> pa.Table:
@@ -122,7 +138,9 @@ def _failed_before(plan: Plan, context: WorkerContext) -> set[str]:
 
 
 def specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
-    """The stage's specs in every condition that has it, one per variant."""
+    """The stage's specs in every condition that has it, one per variant; the builds by their place in the plan."""
+    if stage == schedule.BUILD:
+        return {i: (build,) for i, build in enumerate(plan.builds)}
     found = {i: tuple(s for s in condition.stages if s.stage == stage) for i, condition in enumerate(plan.conditions)}
     return {i: specs for i, specs in found.items() if specs}
 
@@ -185,7 +203,8 @@ def _ray(plan: Plan, context: WorkerContext, resources: Resources, watch: Watch,
 
 def _libraries(plan: Plan) -> list[str]:
     """Every library that a result of the plan depends on."""
-    return sorted({name for c in plan.conditions for s in c.stages for name in s.key.get("libraries", {})})
+    specs = [*plan.builds, *(s for c in plan.conditions for s in c.stages)]
+    return sorted({name for s in specs for name in s.key.get("libraries", {})})
 
 
 def check(resources: Resources) -> None:

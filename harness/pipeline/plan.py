@@ -9,6 +9,7 @@ storage and retry. A *stage* is one step with one model; its fingerprint says al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,17 @@ from harness.cards.backbone import BackboneCard
 from harness.cards.load import load_card
 from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
+from harness.cards.scorer_ref import ScorerRef
 from harness.cards.yaml_file import show
 from harness.data import benchmarks
 from harness.errors import UserError, nearest
 from harness.pipeline.build_conditions import ConditionBuilder
 from harness.pipeline.conditions import Condition, LeftOut
 from harness.pipeline.request import BASELINE, IMPORTED, Request, choose
+from harness.pipeline.spec import StageSpec
 from harness.pipeline.stage_specs import Specs
 from harness.store import fingerprint
+from harness.store.artefacts import ArtefactFolder
 from harness.store.shards import Store, is_complete
 
 
@@ -43,13 +47,14 @@ class Plan:
     conditions: tuple[Condition, ...]
     policies: Mapping[str, tuple[PolicyCard, ...]]  # by concept
     left_out: tuple[LeftOut, ...] = ()  # that "all" would have meant
+    asked_builds: tuple[StageSpec, ...] = ()  # by themselves, whether anything is drawn with them or not
 
     @property
     def name(self) -> str:
         """The run's folder: readable, and the same whenever the same images are asked for."""
         asked = IMPORTED if self.request.images else "-".join(c for c in self.request.defenses if c != BASELINE)
         benches = dict.fromkeys(c.bench for c in self.conditions) if self.request.images else self.request.benches
-        stem = f"{asked or BASELINE}_{'-'.join(benches)}_{self.profile.name}"[:80]
+        stem = re.sub(r"[^\w.+:=-]", "_", f"{asked or BASELINE}_{'-'.join(benches)}_{self.profile.name}")[:80]
         images = [
             [c.bench, *(v.images.fingerprint for v in c.variants), [s.key for s in c.shards]] for c in self.conditions
         ]
@@ -65,10 +70,37 @@ class Plan:
         """Raw columns printed as they are: the profile's, and those of scorers that were asked for by name."""
         found = list(self.profile.means)
         for name in self.request.extra_scorers:
-            stem, at, reference = name.partition("@")
-            plain = [c for c, kind in scorers.columns(stem).items() if pt.is_floating(kind) or pt.is_boolean(kind)]
-            found += [f"{column}{at}{reference}" for column in plain]
+            scorer = ScorerRef.parse(name)
+            kinds = scorers.columns(scorer.stem)
+            found += [scorer.column(c) for c, kind in kinds.items() if pt.is_floating(kind) or pt.is_boolean(kind)]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def builds(self) -> tuple[StageSpec, ...]:
+        """Every artefact that was asked for or that a stage is loaded with, once."""
+        used = (b for c in self.conditions for s in c.stages for b in s.builds)
+        return tuple({b.fingerprint: b for b in (*self.asked_builds, *used)}.values())
+
+    def missing_builds(self, store: Store) -> list[int]:
+        """Indices into ``builds`` of artefacts that are not in the store, and asked for or still to be drawn with."""
+        asked = {b.fingerprint for b in self.asked_builds}
+        needed = asked | {
+            b.fingerprint
+            for condition in self.conditions
+            for spec in condition.stages
+            for b in spec.builds
+            if not all(is_complete(store.path(spec.stage, spec.fingerprint, s.key)) for s in condition.shards)
+        }
+        there = {f for f in needed if ArtefactFolder.of(store, f).is_built}
+        return [i for i, b in enumerate(self.builds) if b.fingerprint in needed - there]
+
+    def first_builds(self, store: Store) -> list[int]:
+        """Those of ``missing_builds`` that are done in a phase of their own.
+
+        What takes seconds and was not asked for by itself is built by the first worker that is loaded with it, which
+        has the backbone in memory already.
+        """
+        return [i for i in self.missing_builds(store) if self.builds[i] in self.asked_builds or self.builds[i].is_long]
 
     def stage_names(self) -> list[str]:
         """Names of all stages in an order in which every row can meet them."""
@@ -146,8 +178,8 @@ def _check_means(profile: ProfileCard) -> None:
     asked = dict.fromkeys(s for found in profile.concepts for s in profile.measures(found).scorers)
     there = []
     for name in asked:
-        stem, at, reference = name.partition("@")
-        there += [f"{column}{at}{reference}" for column in scorers.columns(stem)]
+        scorer = ScorerRef.parse(name)
+        there += [scorer.column(column) for column in scorers.columns(scorer.stem)]
     for wanted in profile.means:
         if wanted not in there:
             raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")

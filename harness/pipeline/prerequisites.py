@@ -16,6 +16,7 @@ from harness.cards.judge import JudgeCard
 from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
+from harness.cards.scorer_ref import ScorerRef
 from harness.cards.weights_ref import WeightsRef
 from harness.cards.yaml_file import show
 from harness.data.benchmarks import file_of
@@ -39,7 +40,7 @@ def prerequisites(request: Request, chosen: Chosen, roots: Sequence[Path]) -> li
     for defense in chosen.defenses:
         for concept in dict.fromkeys(request.concept or bench.concept for bench in chosen.benches):
             if defense.declares(edition, concept):
-                needed += defense.weights(defense.resolve(edition, concept))
+                needed += defense.weights(edition, concept)
     for regen in chosen.regens:
         if regen.caption is not None:
             needed += specs.captioner(regen).weights()
@@ -118,7 +119,7 @@ def missing(
         else:
             references.append(one)
     lines += [line for ref in weights.distinct(references) for line in weights.missing(ref)]
-    for stem in dict.fromkeys(name.partition("@")[0] for name in stems):
+    for stem in dict.fromkeys(ScorerRef.parse(name).stem for name in stems):
         lines += missing_of_scorer(stem, profile.settings.get(stem, {}))
     return list(dict.fromkeys(lines))
 

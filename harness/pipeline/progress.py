@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.pipeline import build_progress
 from harness.pipeline.plan import Plan
 from harness.pipeline.stages import activity
 from harness.store.shards import Store
@@ -47,6 +48,7 @@ class Watch:
 
     def __init__(self, plan: Plan, store: Store, run: Path, workers: int, progress: Progress) -> None:
         self._store, self._run, self._workers, self._progress = store, run, max(workers, 1), progress
+        self._plan = plan
         self._rows: dict[str, dict[Path, int]] = {}  # stage -> shard's path -> rows
         for condition in plan.conditions:
             for spec in condition.stages:
@@ -85,7 +87,7 @@ class Watch:
         to_go = {name: s for name, s in stages.items() if s.done < s.total}
         known = [(s.total - s.done) * s.seconds for s in to_go.values() if s.seconds is not None]
         return Snapshot(
-            doing=_words(said) or self._doing,
+            doing=", ".join(build_progress.words(self._plan, self._store)) or _words(said) or self._doing,
             stages=stages,
             eta_s=sum(known) / self._workers if known else None,
             at_least=len(known) < len(to_go),

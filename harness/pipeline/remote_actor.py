@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from harness.models.library_logs import keep_outputs_private, silence
 from harness.pipeline import worker_code
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.pipeline.stages.base import StageActor, WorkerContext
 
 

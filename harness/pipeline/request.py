@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import defenses
 from harness.cards import overrides
 from harness.cards.backbone import BackboneCard
 from harness.cards.base import Card, card_roots
 from harness.cards.benchmark import BenchmarkCard
-from harness.cards.defense import DefenseCard
+from harness.cards.defense import DefenseCard, DefenseStack
 from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
+from harness.defenses import stacked
 from harness.errors import UserError
 from harness.regenerators import variants
 from harness.regenerators.variants import Regenerator
@@ -48,9 +48,10 @@ class Chosen(NamedTuple):
     profile: ProfileCard
     backbone: BackboneCard
     benches: list[BenchmarkCard]
-    defenses: list[DefenseCard]
+    defenses: list[DefenseStack]
     regens: list[Regenerator]
-    undefended: DefenseCard
+    undefended: DefenseStack
+    named: frozenset[str]  # names of the defenses that were asked for one by one, not by "all"
 
 
 def choose(request: Request, roots: Sequence[Path]) -> Chosen:
@@ -69,9 +70,10 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
     names = [] if request.images else _names(request.defenses, DefenseCard, roots)
     if request.baseline and not request.images and BASELINE not in names:
         names = [BASELINE, *names]
-    methods = [load_card(DefenseCard, d, roots) for d in names]
+    methods = list({m.name: m for m in (overrides.defense(d, roots) for d in names)}.values())
+    named = frozenset(overrides.defense(d, roots).name for d in request.defenses if d != "all")
     if "all" in request.defenses:
-        methods = [m for m in methods if defenses.works(m, backbone) or m.name in request.defenses]
+        methods = [m for m in methods if stacked.works(m, backbone) or m.name in named]
     asked = profile.regenerators if request.regens is None else request.regens
     return Chosen(
         profile,
@@ -79,7 +81,8 @@ def choose(request: Request, roots: Sequence[Path]) -> Chosen:
         benches,
         methods,
         variants.choose(asked, profile.edition, roots),
-        load_card(DefenseCard, BASELINE, roots),
+        overrides.defense(BASELINE, roots),
+        named,
     )
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from harness.pipeline.plan import Plan
+from harness.store import artefacts
 
+BUILD = artefacts.STAGE  # a phase of its own, each build on a GPU of its own
 _HEADROOM = 0.92  # of a GPU's memory that models may take
 
 
@@ -46,11 +48,13 @@ def cut(plan: Plan, gpus: int, gpu_memory_gb: float | None) -> list[Phase]:
     Raises:
         UserError: one model alone does not fit.
     """
+    alone = any(b.is_long for b in plan.builds) or plan.asked_builds
+    first = [Phase((ActorGroup((BUILD,), float(bool(gpus))),))] if alone else []
     names = plan.stage_names()
     last = [n for n in names if _looks_across(plan, n)]  # they need another condition's images, whole
     rest = [n for n in names if n not in last]
     groups = [g for part in (rest, last) for g in (_by_memory(plan, part, gpu_memory_gb) if gpus else [part]) if g]
-    return [Phase(tuple(_stations(plan, group, gpus))) for group in groups]
+    return first + [Phase(tuple(_stations(plan, group, gpus))) for group in groups]
 
 
 def _looks_across(plan: Plan, stage: str) -> bool:

@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from harness import defenses, scorers
+from harness import scorers
 from harness.cards import overrides
 from harness.cards.backbone import BackboneCard
-from harness.cards.defense import DefenseCard
+from harness.cards.defense import DefenseStack
 from harness.cards.judge import JudgeCard
 from harness.cards.load import load_card
 from harness.cards.places import locate
 from harness.cards.profile import ClipWeights, ProfileCard
+from harness.cards.scorer_ref import ScorerRef
 from harness.data import guard
+from harness.defenses import stacked
 from harness.errors import UserError
 from harness.models import weights
+from harness.pipeline import defense_layers
+from harness.pipeline.spec import Source, StageSpec
 from harness.store import fingerprint
 from harness.store.schema import VERSION
 
@@ -29,36 +33,7 @@ if TYPE_CHECKING:
     from harness.cards.regenerator import Edit
     from harness.regenerators.variants import Regenerator
 
-_DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
-
-
-class Source(NamedTuple):
-    """The shards that a stage reads."""
-
-    stage: str
-    fingerprint: str
-    keys: Mapping[str, str] | None = None  # a shard's key to the source's; None: they are the same
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSpec:
-    """One stage of one condition: what a worker needs to know, and the key of its fingerprint."""
-
-    stage: str  # folder in the store and place in the flow: "generate", "score-nudenet"
-    kind: str  # module in harness.stages: "generate", "caption", ..., "score"
-    worker: Mapping[str, Any]  # what the stage's load() takes; plain data
-    key: Mapping[str, Any]  # everything the output depends on
-    upstream: tuple[Source, ...] = ()  # whose columns, side by side, are its input; none: the ticket's rows
-    reference: Source | None = None  # whose images it compares with
-    gpu: bool = False  # whether it runs on a GPU where there is one
-    memory_gb: float = 0.0  # of one copy at work there
-    seconds_per_image: float = 0.0  # of what draws, by its card's estimate
-    fingerprint: str
-
-    @property
-    def source(self) -> Source:
-        """This stage's output, as an input of another."""
-        return Source(self.stage, self.fingerprint)
+DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -70,10 +45,18 @@ class Specs:
     roots: Sequence[Path]
     hashes: fingerprint.FileHashes
 
-    def generate(self, defense: DefenseCard, concept: str) -> StageSpec:
+    def builds(self, defense: DefenseStack, concept: str) -> tuple[StageSpec, ...]:
+        """What has to be built before the defense can run on the profile's backbone; nothing for many.
+
+        Raises:
+            UserError: the defense cannot change the backbone, or its card has nothing for ``concept``.
+        """
+        return self._drawing(self.backbone, defense, concept)[2]
+
+    def generate(self, defense: DefenseStack, concept: str) -> StageSpec:
         """Draw the benchmark's prompts under a defense."""
-        worker, key = self._drawing(self.backbone, defense, concept)
-        return _spec("generate", worker, key, gpu=True, **_estimates(self.backbone))
+        worker, key, builds = self._drawing(self.backbone, defense, concept)
+        return _spec("generate", worker, key, gpu=True, builds=builds, **_estimates(self.backbone))
 
     def imported(self) -> StageSpec:
         """Take images that were not drawn here, from their files."""
@@ -150,7 +133,7 @@ class Specs:
         return _spec("optimise", worker, key, (embed,), gpu=True, memory_gb=regen.optimise.memory_gb)
 
     def draw(
-        self, regen: Regenerator, defense: DefenseCard, concept: str, generate: StageSpec, made: Sequence[StageSpec]
+        self, regen: Regenerator, defense: DefenseStack, concept: str, generate: StageSpec, made: Sequence[StageSpec]
     ) -> StageSpec:
         """Draw each image's new prompt.
 
@@ -164,7 +147,7 @@ class Specs:
         assert regen.draw is not None
         other = regen.draw.backbone
         backbone = overrides.backbone(other, self.roots) if other else self.backbone
-        drawing, key = self._drawing(backbone, defense, concept)
+        drawing, key, builds = self._drawing(backbone, defense, concept)
         worker = {
             "drawing": drawing,
             "variant": regen.variant,
@@ -175,11 +158,13 @@ class Specs:
         key = key | {
             "variant": regen.variant,
             "text": regen.draw.text,
-            "code": _code("draw", _mechanism(defense)),
+            "code": _code("draw", *_modules(defense)),
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
         stage = _named("draw", backbone.name, self.backbone.name)
-        return _spec("draw", worker, key, (generate, *made), stage=stage, gpu=True, **_estimates(backbone))
+        return _spec(
+            "draw", worker, key, (generate, *made), stage=stage, gpu=True, builds=builds, **_estimates(backbone)
+        )
 
     def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
         """Have an image-to-image editor change each image."""
@@ -207,15 +192,15 @@ class Specs:
         }  # fmt: skip
         return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), gpu=True, **_estimates(edit))
 
-    def score(self, name: str, images: StageSpec, reference: Source | None) -> StageSpec:
+    def score(self, scorer: ScorerRef, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the images of ``images``.
 
         Args:
-            name: ``nudenet``, or with its reference ``lpips@same/base``.
+            scorer: which, and for a pair scorer what it compares with.
             images: the stage whose images are scored.
             reference: whose images they are compared with, for a pair scorer.
         """
-        stem, _, beside = name.partition("@")
+        stem, beside = scorer
         params = dict(self.profile.settings.get(stem, {}))
         paths = scorers.weights(stem, params)
         files = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(paths)}
@@ -230,7 +215,7 @@ class Specs:
         }
         if reference is not None:
             key |= {"reference": [beside, reference.fingerprint]}
-        worker = {"scorer": stem, "params": params, "reference": beside or None}
+        worker = {"scorer": stem, "params": params, "reference": beside}
         stage = f"score-{stem}" + (f"-{beside.partition('/')[0]}" if beside else "")
         return _spec("score", worker, key, (images,), stage=stage, reference=reference)
 
@@ -261,54 +246,41 @@ class Specs:
         return self.profile.clip
 
     def _drawing(
-        self, backbone: BackboneCard, defense: DefenseCard, concept: str
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What draws: the worker's part and the key's part.
+        self, backbone: BackboneCard, defense: DefenseStack, concept: str
+    ) -> tuple[dict[str, Any], dict[str, Any], tuple[StageSpec, ...]]:
+        """What draws: the worker's part, the key's part, and the builds without which it cannot begin.
 
         Raises:
             UserError: the defense cannot change the backbone.
         """
-        defenses.require(defense, backbone)
-        params = defense.resolve(self.profile.edition, concept) | {"concept": concept}
-        files = self._files(params)
-        # Where a file lies is the worker's business; what it holds is the result's.
-        known = {name: value for name, value in params.items() if name not in files}
-        method = {"mechanism": defense.mechanism, "params": known, "files": files}
+        stacked.require(defense, backbone)
         common = {
             "backbone": backbone.model_dump(
                 mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
             ),
             "weights": weights.identity(backbone.weights()[0], self.hashes),
-            "libraries": fingerprint.versions(_DRAW_LIBRARIES),
+            "libraries": fingerprint.versions(DRAW_LIBRARIES),
         }
-        artefact = None
-        if defense.artefact:
-            built = {**common, "method": method, "code": fingerprint.code([_mechanism(defense)])}
-            artefact = {"key": built, "fingerprint": fingerprint.digest(built)}
+        parameters = defense.resolve(self.profile.edition, concept)
+        layers = [
+            defense_layers.layer(card, params | {"concept": concept}, common, self.hashes)
+            for card, params in zip(defense.layers, parameters, strict=True)
+        ]
+        builds = tuple(defense_layers.build(one, backbone) for one in layers if one.artefact is not None)
         key = {
             **common,
             "schema": VERSION,
             "guard": guard.VERSION,
-            "method": method,
-            "artefact": artefact and artefact["fingerprint"],
-            "code": _code("generate", _mechanism(defense)),
+            "method": [one.method for one in layers] if len(layers) > 1 else layers[0].method,
+            "artefact": [one.fingerprint for one in layers] if len(layers) > 1 else layers[0].fingerprint,
+            "code": _code("generate", *_modules(defense)),
         }
         worker = {
-            "backbone": backbone.model_dump(mode="json") | {"path": str(backbone.path), "root": str(backbone.root)},
-            "method": {"mechanism": defense.mechanism, "params": params},
-            "artefact": artefact,
+            "backbone": defense_layers.plain(backbone),
+            "concept": concept,
+            "layers": [one.worker() for one in layers],
         }
-        return worker, key
-
-    def _files(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """sha256 of every local file that a defense's parameters name, by the parameter."""
-        found = {}
-        for name, value in params.items():
-            for path in defenses.files({name: value}):
-                if not path.is_file():
-                    raise UserError(f"no file {path} (named in the parameters of a defense)")
-                found[name] = self.hashes.of(path)
-        return found
+        return worker, key, builds
 
     def _clip_key(self, clip: ClipWeights) -> dict[str, Any]:
         return {
@@ -329,9 +301,9 @@ def _code(kind: str, *modules: str) -> str:
     return fingerprint.code([f"harness.pipeline.stages.{kind}", *modules])
 
 
-def _mechanism(defense: DefenseCard) -> str:
-    """The module of a defense's mechanism."""
-    return f"harness.defenses.{defense.mechanism}"
+def _modules(defense: DefenseStack) -> list[str]:
+    """The modules of a defense's mechanisms."""
+    return [f"harness.defenses.{card.mechanism}" for card in defense.layers]
 
 
 def _leads_to(value: Any, paths: Sequence[Path]) -> bool:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
+from harness.data.concepts import is_shapes_world
 from harness.metrics.cells import Part, Policies, parts
 from harness.metrics.comparison import Method
 from harness.metrics.policies import verdicts
@@ -205,4 +206,4 @@ def _shapes_only(scores: pa.Table) -> bool:
     """Whether every image was drawn by the shapes backbone under the shapes profile."""
     drawn_by = [name for name in ("profile", "backbone", "regen_backbone") if name in scores.column_names]
     found = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}
-    return {value.partition(":")[0] for value in found} <= {"shapes"}
+    return all(map(is_shapes_world, found))

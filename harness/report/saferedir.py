@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.data.concepts import is_shapes_world
 from harness.errors import UserError, nearest
 from harness.metrics import cells, rates
 from harness.metrics.cells import ASR, Cell, Part, parts
@@ -324,7 +325,7 @@ def _odd(source: _Source, task: Task, lines: Sequence[Line]) -> Iterator[str]:
             )
         if line.degenerate_k:
             yield "degenerate (black, flat, noise) images count as forgotten: read FSR beside their rate"
-    if any("shapes" in (line.profile, line.backbone) for line in lines):
+    if any(is_shapes_world(line.profile) or is_shapes_world(line.backbone) for line in lines):
         yield "numbers of the shapes world say nothing of Stable Diffusion 1.4"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.data.concepts import is_shapes_world
 from harness.metrics.cells import ASR, ASR_FLAGGED, BOXES, DEGENERATE, PASS_THROUGH, Cell
 from harness.metrics.comparison import BASE
 
@@ -165,6 +166,6 @@ def _clauses(policy: Mapping[str, Any]) -> list[tuple[str, Sequence[str], str]]:
 
 def world(cells: Iterable[Cell]) -> str | None:
     """The warning that goes with numbers of the embedded world."""
-    if not any("shapes" in (c.profile, c.backbone.partition(":")[0]) for c in cells):  # shapes:steps=10 is shapes too
+    if not any(is_shapes_world(c.profile) or is_shapes_world(c.backbone) for c in cells):
         return None
     return "numbers of the shapes world, a small synthetic stand-in; they say nothing of Stable Diffusion 1.4"

@@ -40,11 +40,14 @@ IGNORED = (
     "harness.models.progress",
     "harness.models.weights",
     "harness.pipeline.conditions",
+    "harness.pipeline.spec",
     "harness.pipeline.stage_specs",
     "harness.pipeline.stages.activity",
     "harness.pipeline.stages.attempts",
     "harness.pipeline.stages.base",
+    "harness.pipeline.stages.build",  # what an artefact depends on is in its own key
     "harness.pipeline.stages.memory",
+    "harness.pipeline.stages.watchdog",
     "harness.scorers",  # as of defenses
     "harness.store",
 )

@@ -298,10 +298,12 @@ def _what(path: Path) -> str:
     if not path.exists():
         return ""
     key = json.loads(path.read_text())
+    method = key.get("method", {})
+    layers = method if isinstance(method, list) else [method]
     parts = [
         key.get("variant"),
         key.get("backbone", {}).get("name"),
-        key.get("method", {}).get("mechanism"),
+        *(layer.get("mechanism") for layer in layers),
         key.get("vlm", {}).get("name"),
         key.get("clip", {}).get("source"),
         key.get("scorer"),

@@ -14,7 +14,7 @@ from harness.metrics.cells import Cell
 from harness.metrics.measure import measure
 from harness.pipeline import costs
 from harness.pipeline.conditions import Condition, Shard, Variant
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.store.shards import Store
 
 SECONDS = {"generate": 10.0, "caption": 2.0, "draw": 10.0}

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.pipeline.conditions import Condition, Variant
 from harness.pipeline.plan import Plan, make
 from harness.pipeline.request import IMPORTED, Request
-from harness.pipeline.stage_specs import Source
+from harness.pipeline.spec import Source
 from harness.store.fingerprint import FileHashes
 from harness.store.shards import Store, publish
 
@@ -287,7 +287,7 @@ def test_harmless_prompts_can_be_regenerated_for_a_concept(root: Path) -> None:
         assert _names(condition) == ["base", "resafe"]
         caption, draw = condition.variants[1].steps[1], condition.variants[1].images
         assert caption.worker["concept"] == "nudity"
-        assert draw.worker["drawing"]["method"]["params"]["concept"] == "nudity"  # what the guard is told
+        assert draw.worker["drawing"]["concept"] == "nudity"  # what the guard is told
         assert condition.concept == "benign"  # what is scored
 
 

@@ -19,7 +19,7 @@ from harness.pipeline.conditions import Condition, Variant
 from harness.pipeline.plan import Plan, make
 from harness.pipeline.request import Request
 from harness.pipeline.schedule import Phase, cut
-from harness.pipeline.stage_specs import Source, StageSpec
+from harness.pipeline.spec import Source, StageSpec
 from harness.store.fingerprint import FileHashes
 
 PICTURES = ("generate", "caption", "embed", "optimise", "draw")

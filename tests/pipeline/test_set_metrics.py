@@ -16,7 +16,7 @@ from desk import Desk
 from harness.pipeline import set_metrics
 from harness.pipeline.conditions import Variant
 from harness.pipeline.set_metrics import COLUMN, SCORER
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.scorers._inception_net import network
 from harness.store.shards import Store, publish
 

@@ -10,14 +10,16 @@ import pytest
 from benches import bench
 
 from harness.cards.base import FOLDERS, Kind, card_roots
-from harness.cards.load import load_card
+from harness.cards.load import KINDS, load_card
 from harness.cards.places import PACKAGE
 from harness.cards.profile import ProfileCard
+from harness.cards.scorer_ref import ScorerRef
 from harness.errors import UserError
 from harness.pipeline.conditions import Variant
 from harness.pipeline.plan import Plan, make
 from harness.pipeline.request import Request
-from harness.pipeline.stage_specs import Source, Specs, StageSpec
+from harness.pipeline.spec import Source, StageSpec
+from harness.pipeline.stage_specs import Specs
 from harness.regenerators import questions
 from harness.store.fingerprint import FileHashes
 
@@ -54,7 +56,7 @@ def differ(one: dict[str, str], other: dict[str, str]) -> set[str]:
 
 def put(root: Path, kind: Kind, name: str, *changes: tuple[str, str]) -> None:
     """The project's card ``name``, changed, in the test's own root."""
-    text = load_card(kind, name, card_roots()).path.read_text()
+    text = load_card(next(k for k in KINDS if kind == k.KIND), name, card_roots()).path.read_text()
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -142,12 +144,12 @@ def test_what_draws_changes_the_drawing_on(root: Path, change: str) -> None:
 
 def test_the_regeneration_is_drawn_undefended_unless_the_card_says_otherwise(root: Path) -> None:
     def method(found: StageSpec) -> str:
-        mechanism: str = found.worker["drawing"]["method"]["mechanism"]
+        mechanism: str = found.worker["drawing"]["layers"][0]["mechanism"]
         return mechanism
 
     plain = variant(root, "resafe", defenses=("uce",), baseline=False)
     defended = variant(root, "resafe:defended=true", defenses=("uce",), baseline=False)
-    assert plain.steps[0].worker["method"]["mechanism"] == "uce"
+    assert plain.steps[0].worker["layers"][0]["mechanism"] == "uce"
     assert (method(plain.images), method(defended.images)) == ("none", "uce")
 
 
@@ -174,9 +176,9 @@ def test_where_a_file_lies_changes_nothing_and_what_it_holds_does(root: Path, tm
         path.write_bytes(content)
     found = [drawn(path) for path in (one, moved, other)]
     assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
-    built = [s.worker["artefact"]["fingerprint"] for s in found]
+    built = [s.builds[0].fingerprint for s in found]
     assert built[0] == built[1] != built[2]
-    assert [s.worker["method"]["params"]["weights"] for s in found] == [str(one), str(moved), str(other)]
+    assert [s.worker["layers"][0]["params"]["weights"] for s in found] == [str(one), str(moved), str(other)]
     assert str(tmp_path) not in str([s.key for s in found])
 
 
@@ -188,7 +190,7 @@ def test_where_a_scorer_s_weights_lie_changes_nothing(root: Path, tmp_path: Path
     def scored(weights: Path, **more: object) -> StageSpec:
         profile = made.profile.model_copy(update={"settings": {"clip_image": {"source": str(weights), **more}}})
         return Specs(profile, made.backbone, card_roots(root), HASHES).score(
-            "clip_image@none/base", images, images.source
+            ScorerRef("clip_image", "none/base"), images, images.source
         )
 
     for name in ("one", "moved"):
@@ -332,7 +334,7 @@ def test_another_undefended_image_is_another_score(root: Path) -> None:
     made = plan(root, "resafe")
     specs = Specs(made.profile, made.backbone, card_roots(root), HASHES)
     images = made.conditions[0].variants[0].images
-    one, other = (specs.score("shapes_clip@none/base", images, Source("generate", f)) for f in ("a", "b"))
+    one, other = (specs.score(ScorerRef("shapes_clip", "none/base"), images, Source("generate", f)) for f in ("a", "b"))
     assert one.fingerprint != other.fingerprint
     assert one.stage == other.stage == "score-shapes_clip-none"
 

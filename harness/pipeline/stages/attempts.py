@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ class HopelessError(Exception):
 
     def __str__(self) -> str:
         return f"every row fails, first with {type(self.args[0]).__name__}: {self.args[0]}"
+
+
+class StoppedError(Exception):
+    """The run was stopped while something was computed; what is done of it is kept."""
+
+    def __str__(self) -> str:
+        return "the run was stopped"
 
 
 class Bisection:
@@ -99,6 +107,18 @@ class Bisection:
             return self._failed(rows, f"{self._stage}:{type(error).__name__}")
         self._succeeded = True
         return output
+
+
+def log(run: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line to this process's file in the run's folder: what is not deterministic, such as seconds and tracebacks.
+
+    What cannot be noted is no reason to lose what was computed.
+    """
+    host, folder = socket.gethostname(), run / "log"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{host}-{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps({"host": host, "pid": os.getpid(), "time": time.time(), **entry}) + "\n")
 
 
 def row_name(row: pa.Table) -> str:

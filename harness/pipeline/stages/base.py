@@ -13,15 +13,11 @@ stopping live here and on disk, so that they hold under any executor and any dea
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import importlib
-import json
 import os
-import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +26,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.cards.scorer_ref import ScorerRef
 from harness.errors import is_transient
-from harness.pipeline.stage_specs import Source, StageSpec
+from harness.pipeline.spec import Source, StageSpec
+from harness.pipeline.stages import watchdog
 from harness.pipeline.stages.activity import Activity
-from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, row_name
+from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, StoppedError, log, row_name
 from harness.store.schema import KEY
 from harness.store.shards import Store, columns, is_complete, publish, read
 
@@ -81,6 +79,7 @@ class WorkerContext:
     device: str = "cpu"
     tries: int = 2  # deaths of a whole shard before it is split into rows, and of a row alone before it is given up
     limit_s: float = 3600.0  # a call that takes longer is a hang
+    silence_s: float = 4 * 3600.0  # a build of which no step is done for longer is a hang
 
     @property
     def stop(self) -> Path:
@@ -94,7 +93,7 @@ class StageActor:
         self, stages: Sequence[Mapping[int, tuple[StageSpec, ...]]], context: WorkerContext, gpu_share: float = 0.0
     ) -> None:
         """Args: stages: each stage's specs by condition index. gpu_share: the part of a GPU's memory to keep within."""
-        self._stages = [Stage(specs, context) for specs in stages]
+        self._stages = [_stage(specs, context) for specs in stages]
         if gpu_share and context.device != "cpu":
             import torch
 
@@ -104,6 +103,16 @@ class StageActor:
         for stage in self._stages:
             ticket = stage(ticket)
         return ticket
+
+
+def _stage(specs: Mapping[int, tuple[StageSpec, ...]], context: WorkerContext) -> Callable[[pa.Table], pa.Table]:
+    """What takes the tickets of one stage; builds have no shards."""
+    if any(spec.kind == "build" for several in specs.values() for spec in several):
+        made: Callable[[pa.Table], pa.Table] = importlib.import_module("harness.pipeline.stages.build").BuildStage(
+            specs, context
+        )
+        return made
+    return Stage(specs, context)
 
 
 class Stage:
@@ -124,6 +133,8 @@ class Stage:
                 break
             try:
                 self._ensure(spec, row)
+            except StoppedError as error:
+                row |= {"status": "stopped", "detail": str(error)}
             except Exception as error:  # the boundary: one shard's bug must not take the others along
                 if is_transient(error):
                     row |= {"status": "incomplete", "detail": f"{spec.stage}: {error}"}
@@ -226,26 +237,13 @@ class Stage:
     @contextmanager
     def _watched(self, spec: StageSpec, key: str) -> Iterator[None]:
         """End this process, with every stack written down, if the block takes longer than the limit."""
-        folder = self._context.run / "hangs"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{spec.stage}-{key}-{os.getpid()}.txt"
-        with path.open("w") as trace:
-            faulthandler.dump_traceback_later(self._context.limit_s, exit=True, file=trace)
-            try:
-                yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-        path.unlink(missing_ok=True)
+        trace = self._context.run / "hangs" / f"{spec.stage}-{key}-{os.getpid()}.txt"
+        with watchdog.watched(self._context.limit_s, trace):
+            yield
 
     def _log(self, spec: StageSpec, key: str, entry: dict[str, Any]) -> None:
-        """What is not deterministic (seconds, host, tracebacks) goes to the run's sidecar."""
-        where = {"stage": spec.stage, "fingerprint": spec.fingerprint, "shard": key}
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-        folder = self._context.run / "log"
-        with contextlib.suppress(OSError):  # what cannot be noted is no reason to lose what was computed
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
-                file.write(json.dumps(where | who | entry) + "\n")
+        """A line in the run's sidecar."""
+        log(self._context.run, {"stage": spec.stage, "fingerprint": spec.fingerprint, "shard": key, **entry})
 
 
 def join_columns(table: pa.Table, other: pa.Table) -> pa.Table:
@@ -280,4 +278,4 @@ def failed(rows: pa.Table) -> set[str]:
 
 
 def _says_error(column: str) -> bool:
-    return column == "error" or column.partition("@")[0].endswith("_error")
+    return column == "error" or ScorerRef.parse(column).stem.endswith("_error")

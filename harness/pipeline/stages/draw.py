@@ -29,7 +29,7 @@ class Draw:
 
     def __init__(self, painter: generate.Generate, worker: Mapping[str, Any]) -> None:
         self.painter, self._worker = painter, worker
-        self._concept = worker["drawing"]["method"]["params"]["concept"]
+        self._concept = worker["drawing"]["concept"]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Raises: TransientError: out of memory, with the micro-batch that would fit."""

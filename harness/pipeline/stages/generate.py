@@ -5,26 +5,22 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from fcntl import LOCK_EX, flock
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
 from harness import defenses
 from harness.cards.backbone import BackboneCard
 from harness.data.guard import guard
+from harness.defenses.stacked import stacked
 from harness.errors import RowError
 from harness.models import text_to_image
+from harness.pipeline.stages import build
 from harness.pipeline.stages.images import one_thread, put
 from harness.pipeline.stages.memory import fitting
 from harness.store.schema import IMAGE, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from diffusers import StableDiffusionPipeline
 
     from harness.defenses import Defense
@@ -46,33 +42,19 @@ def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | N
         pipe = previous.release()
     else:
         pipe = text_to_image.load(card, context.device)
-    method = worker["method"]
-    artefact = _artefact(pipe, worker, context) if worker["artefact"] else None
-    defense = defenses.load(method["mechanism"], pipe, method["params"], artefact)
-    return Generate(card, pipe, defense, method["params"]["concept"])
+    layers = [_layer(one, card, pipe, context) for one in worker["layers"]]
+    return Generate(card, pipe, stacked(layers), worker["concept"])
 
 
-def _artefact(
-    pipe: StableDiffusionPipeline, worker: Mapping[str, Any], context: WorkerContext
-) -> dict[str, torch.Tensor]:
-    """The built defense from the store; built here, by one process at a time, when it is not there yet."""
-    found, method = worker["artefact"], worker["method"]
-    folder = context.store.folder("artefact", found["fingerprint"])
-    path = folder / "unet.safetensors"
-    if not path.exists():
-        with _alone(folder):
-            if not path.exists():
-                tensors = defenses.build(method["mechanism"], pipe, method["params"])
-                defenses.write_artefact(path, tensors, found["key"])
-    return defenses.read_built(method["mechanism"], path, pipe)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        flock(file, LOCK_EX)
-        yield
+def _layer(
+    layer: Mapping[str, Any], card: BackboneCard, pipe: StableDiffusionPipeline, context: WorkerContext
+) -> Defense:
+    """A defense, with its artefact from the store. One that takes seconds to build is built here; others are by now."""
+    artefact = None
+    if layer["artefact"] is not None:
+        path = build.ensure(layer, context, lambda: (card, pipe))
+        artefact = defenses.read_built(layer["mechanism"], path, pipe)
+    return defenses.load(layer["mechanism"], pipe, layer["params"], artefact)
 
 
 class Generate:

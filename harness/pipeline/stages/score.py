@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from harness import scorers
+from harness.cards.scorer_ref import ScorerRef
 from harness.errors import RowError
 from harness.pipeline.stages.images import decode, drawn
 from harness.store.schema import KEY
@@ -26,11 +27,7 @@ def schema(stem: str, reference: str | None = None) -> pa.Schema:
     key = [("row_id", pa.string()), ("sample", pa.int32()), ("defense", pa.string()), ("variant", pa.string())]
     assert tuple(name for name, _ in key) == KEY
     own = {f"{stem}_error": pa.string(), **scorers.columns(stem)}
-    return pa.schema([*key, *((_named(name, reference), kind) for name, kind in own.items())])
-
-
-def _named(column: str, reference: str | None) -> str:
-    return f"{column}@{reference}" if reference else column
+    return pa.schema([*key, *((str(ScorerRef(name, reference)), kind) for name, kind in own.items())])
 
 
 def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | None) -> Score:
@@ -60,18 +57,18 @@ class Score:
                 given.append((decode(data), None if beside is None else beside(i)))
                 places.append(i)
             except RowError as error:
-                entries[i][_named(f"{self.stem}_error", self.reference)] = error.code
+                entries[i][str(ScorerRef(f"{self.stem}_error", self.reference))] = error.code
         if given:
             images, others = zip(*given, strict=True)
             values = self._scorer(images) if beside is None else self._scorer(images, others)
             for name, column in values.items():
                 for i, value in zip(places, column, strict=True):
-                    entries[i][_named(name, self.reference)] = value
+                    entries[i][str(ScorerRef(name, self.reference))] = value
         return pa.Table.from_pylist(entries, schema=self._schema)
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()
-        error = _named(f"{self.stem}_error", self.reference)
+        error = str(ScorerRef(f"{self.stem}_error", self.reference))
         return pa.Table.from_pylist([k | {error: code} for k in keys], schema=self._schema)
 
     def _beside(self, rows: pa.Table) -> Callable[[int], Any] | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from harness.errors import RowError, TransientError, UserError
-from harness.pipeline.stage_specs import Source, StageSpec
+from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stages.attempts import Marks
 from harness.pipeline.stages.base import TICKET, Stage, StageActor, WorkerContext, failed, join_columns
 from harness.store.shards import Store, publish, read

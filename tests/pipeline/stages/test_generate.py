@@ -18,7 +18,7 @@ from harness.errors import TransientError, UserError
 from harness.models import text_to_image
 from harness.pipeline.plan import make
 from harness.pipeline.request import Request
-from harness.pipeline.stage_specs import StageSpec
+from harness.pipeline.spec import StageSpec
 from harness.pipeline.stages import generate
 from harness.pipeline.stages.base import Stage, WorkerContext
 from harness.store.fingerprint import FileHashes
@@ -101,14 +101,16 @@ def test_a_defense_that_cannot_be_loaded_leaves_nothing_behind(root: Path, conte
 def test_a_built_defense_is_kept_with_what_it_was_made_of(root: Path, context: WorkerContext) -> None:
     asked = worker(root, "uce")
     generate.load(asked, context, None)
-    folder = context.store.folder("artefact", asked["artefact"]["fingerprint"])
-    record = json.loads((folder / "unet.json").read_text())
+    (layer,) = asked["layers"]
+    folder = context.store.folder("artefact", layer["artefact"]["fingerprint"])
+    record = json.loads((folder / "artefact.json").read_text())
+    assert record["kind"] == "unet-delta"
     assert record["method"]["mechanism"] == "uce"
     assert record["method"]["params"]["erase"] == ["star"]
     assert record["weights"]
-    stamp = (folder / "unet.safetensors").stat().st_mtime_ns
+    stamp = (folder / "artefact.safetensors").stat().st_mtime_ns
     generate.load(asked, context, None)
-    assert (folder / "unet.safetensors").stat().st_mtime_ns == stamp
+    assert (folder / "artefact.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_rows_of_other_guidance_and_size_are_drawn_as_if_alone(root: Path, context: WorkerContext) -> None:

@@ -1,0 +1,87 @@
+"""Several defenses at once, the first on the backbone and each further one on what the ones before made of it.
+
+SafeRedir is evaluated so in its paper, on top of unlearned models. Each layer is built for the undefended backbone, by
+itself; only what draws is stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import defenses
+from harness.defenses.base import Defense, Pipe
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.cards.backbone import BackboneCard
+    from harness.cards.defense import DefenseStack
+
+_REPLACES_WEIGHTS = ("unet-delta", "pipeline")  # artefacts that put tensors in the place of the backbone's own
+
+
+class Stacked(Defense):
+    """Defenses attached one after the other, and detached from the last to the first."""
+
+    def __init__(self, layers: Sequence[Defense]) -> None:
+        self._layers = tuple(layers)
+        self._attached: list[Defense] = []
+
+    def attach(self, pipe: Pipe) -> None:
+        """Attach every layer; where one refuses, those before it are detached again."""
+        if self._attached:
+            raise RuntimeError("this defense is attached already")
+        try:
+            for layer in self._layers:
+                layer.attach(pipe)
+                self._attached.append(layer)
+        except BaseException:
+            self.detach(pipe)
+            raise
+
+    def detach(self, pipe: Pipe) -> None:
+        while self._attached:
+            self._attached.pop().detach(pipe)
+
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Each layer's further arguments for the pipeline's call.
+
+        Raises:
+            UserError: two layers want the same argument.
+        """
+        merged: dict[str, Any] = {}
+        for layer in self._layers:
+            more = layer.begin(prompts)
+            for name in sorted(more.keys() & merged.keys()):
+                raise UserError(f"two defenses on top of each other both set the pipeline's {name}: leave one out")
+            merged |= more
+        return merged
+
+
+def stacked(layers: Sequence[Defense]) -> Defense:
+    """One defense of ``layers``, first to last; a single one is itself."""
+    return layers[0] if len(layers) == 1 else Stacked(layers)
+
+
+def works(stack: DefenseStack, backbone: BackboneCard) -> bool:
+    """Whether every layer can be attached to ``backbone``. Nothing is imported or loaded."""
+    return all(defenses.works(card, backbone) for card in stack.layers)
+
+
+def require(stack: DefenseStack, backbone: BackboneCard) -> None:
+    """Refuse what cannot be attached to ``backbone``, or not on top of each other.
+
+    Raises:
+        UserError: which layer, and why.
+    """
+    for card in stack.layers:
+        defenses.require(card, backbone)
+    replacing = [c.name for c in stack.layers if defenses.artefact_kind(c.mechanism) in _REPLACES_WEIGHTS]
+    if len(replacing) > 1:
+        raise UserError(
+            f"--defense {stack.name!r}: {' and '.join(replacing)} each put weights of their own in the place of the "
+            "backbone's, so that the later would undo the earlier: take one of them"
+        )
+    for card in stack.layers if len(stack.layers) > 1 else ():
+        if card.mechanism == "none":
+            raise UserError(f"--defense {stack.name!r}: 'none' is no defense to be on top of another: leave it out")
