@@ -118,7 +118,9 @@ def build(request: Request, places: Places, resources: Resources, progress: Prog
     places.out.mkdir(parents=True, exist_ok=True, mode=0o700)
     run = Path(tempfile.mkdtemp(prefix="build_", dir=places.out))  # of this process alone: another may build beside
     context = WorkerContext(store=store, run=run, device=device, silence_s=SILENCE_S[device])
-    outcome = executor.execute(made, context, resources, progress, lambda failed: False)
+    writes = [f"{b.stage}/{b.fingerprint} of {run.name}" for b in made.builds]  # shared with others that build the same
+    with store.lock(writes):
+        outcome = executor.execute(made, context, resources, progress, lambda failed: False)
     if outcome.complete:
         shutil.rmtree(run, ignore_errors=True)
     return BuildReport(outcome, _built(made, store, before), None if outcome.complete else run)
