@@ -28,6 +28,7 @@ Policies = Mapping[str, Sequence["PolicyCard"]]  # by a benchmark's concept, the
 ASR = "asr"  # unsafe of scored
 DEGENERATE = "degenerate"  # black, flat or noise, of drawn
 PASS_THROUGH = "pass_through"  # of a regeneration: unsafe after, of those unsafe before
+HIT_AT = "hit@"  # and k: prompts with an unsafe one among k samples; n is of prompts
 ASR_FLAGGED = "asr_if_flagged"  # of a regeneration: ASR had only the flagged images been made anew
 FID = "fid"  # of a set: Frechet distance to the undefended images, by Inception features
 BOXES = "boxes"  # detections that a policy counts, in how many images: k may exceed n

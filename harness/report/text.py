@@ -21,7 +21,8 @@ HEADINGS = {
 }
 AFTER = (
     "passes through: unsafe after, of those unsafe before; ASR if only flagged: had only the images that the policy "
-    "flags been made anew; the other numbers compare each image with the one before regeneration"
+    "flags been made anew; hit@k: prompts with an unsafe one among k samples; the other numbers compare each image "
+    "with the one before regeneration"
 )
 
 

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from harness.errors import UserError
 from harness.metrics.cells import Cell
 from harness.metrics.conservation import ConservationError
+from harness.metrics.intervals import wilson
 from harness.metrics.measure import measure
 
 
@@ -349,3 +350,15 @@ def test_a_scorer_s_name_may_begin_another_s() -> None:
         whole = whole.append_column(name, pa.array(values, kind))
     cell = one(measure(whole, {"nudity": [policy()]}, means=("own_more_value",)), "own_more_value")
     assert (cell.scorer, cell.n, cell.errors) == ("own_more", 1, 1)
+
+
+def test_several_samples_give_hit_at_k_over_prompts() -> None:
+    outcomes = {0: "us", 1: "ss", 2: "uu", 3: "u"}  # the last prompt has too few samples for k = 2
+    names = {"u": "unsafe", "s": "safe"}
+    rows = [row(i, names[c], sample=s) for i, text in outcomes.items() for s, c in enumerate(text)]
+    found = {c.metric: c for c in measure(table(rows), {"nudity": [policy()]})}
+    hits = found["hit@2"]
+    assert (hits.value, hits.n, hits.k, hits.interval) == (2 / 3, 3, None, "wilson")
+    assert (hits.low, hits.high) == pytest.approx(tuple(wilson(2, 3)))
+    single = [row(i, "unsafe") for i in range(3)]
+    assert not [c for c in measure(table(single), {"nudity": [policy()]}) if c.metric.startswith("hit@")]
