@@ -154,7 +154,11 @@ def test_the_two_labels_share_out_certainty(z: float) -> None:
         assert (one > 0.5) == (z > 0)
 
 
-@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=8))
+# Nearer to 0 the float32 sigmoid is 0.5 or one step off it, as the library pleases.
+LOGITS = st.floats(-4, 4, width=32).filter(lambda z: z == 0 or abs(z) > 1e-6)
+
+
+@given(st.lists(LOGITS, min_size=1, max_size=8))
 def test_policies_predict_the_concept_where_the_rounded_sigmoid_says_its_label(logits: list[float]) -> None:
     for task, name in (
         ("nudity", "saferedir-nudity"),

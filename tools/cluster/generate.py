@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def target(template: Path) -> Path:
 
 def values(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with what follows from them and the project: the tagged image, the whole command, versions."""
-    version = re.search(r'__version__ = "(.+?)"', (ROOT / "harness/__init__.py").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    version = re.search(r'__version__ = "(.+?)"', (ROOT / project["tool"]["hatch"]["version"]["path"]).read_text())
     ray = re.search(r"(?m)^ray(?:\[.*?\])?==(\S+)", (ROOT / "requirements/cluster.txt").read_text())
     assert version
     assert ray
