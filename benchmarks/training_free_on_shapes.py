@@ -1,0 +1,123 @@
+"""Why a negative prompt, and SAFREE's projection alone, change next to nothing on the shapes world.
+
+    python -m benchmarks.training_free_on_shapes [--rows N] [CONDITION ...]
+
+Direct prompts at the evaluation's seeds; a picture counts when the geometric oracle reads a star. Conditions:
+
+- guidance-4, guidance-1: the undefended backbone as the card has it, and without any guidance;
+- phrases, phrases-8: sd-np's own negative prompt, at guidance 4 and 8;
+- object: the negative prompt is what the prompt calls its star ("red sparkle"), which no defense knows;
+- whole: the negative prompt is the prompt itself, so that guidance vanishes;
+- words, rest: tokens of the prompt with "circle" for its star take the place of the words, or of the end and padding;
+- projection, re-attention: SAFREE as its card has it in this world, without and with latent re-attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import defenses
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.benchmark import BenchmarkCard
+from harness.cards.defense import DefenseCard
+from harness.cards.load import load_card
+from harness.cards.profile import ProfileCard
+from harness.data import benchmarks
+from harness.defenses.base import Defense, encode
+from harness.defenses.denoiser import STATES, DenoiserDefense
+from harness.metrics.intervals import wilson
+from harness.models import text_to_image
+from harness.shapes import oracle, world
+
+ROOTS = card_roots()
+STAR = "|".join(world.SHAPE_WORDS["star"])
+
+
+class Away(Defense):
+    """A negative prompt that may depend on the prompt."""
+
+    def __init__(self, negative: Callable[[str], str]) -> None:
+        self._negative = negative
+
+    def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {"negative_prompt": [self._negative(p) for p in prompts]}
+
+
+class Swapped(DenoiserDefense):
+    """Tokens of the prompt with a circle for its star in the place of its own: of the words, or of all behind them."""
+
+    def __init__(self, pipe: Any, words: bool) -> None:
+        super().__init__()
+        self._pipe, self._words = pipe, words
+
+    def predict(self, inputs: dict[str, Any], guided: bool) -> torch.Tensor:
+        states = inputs[STATES].clone()
+        for own, prompt in zip(states[-len(self.prompts) :], self.prompts, strict=True):
+            other = encode(self._pipe, re.sub(STAR, "circle", prompt))
+            rows = slice(1, other.last + 1) if self._words else slice(other.last + 1, None)
+            own[rows] = other.states[rows]
+        return self.undefended(inputs | {STATES: states})
+
+
+def named(prompt: str) -> str:
+    """What a prompt calls its star."""
+    found = re.search(rf"(?:({'|'.join(world.COLOURS)}) )?({STAR})", prompt)
+    return found.group(0) if found else "star"
+
+
+def conditions(pipe: Any) -> dict[str, tuple[Defense, float]]:
+    """Name to defense and guidance."""
+
+    def shipped(name: str, **changes: Any) -> Defense:
+        card = load_card(DefenseCard, name, ROOTS)
+        return defenses.load(card.mechanism, pipe, {**card.resolve("shapes", "nudity"), "concept": "nudity", **changes})
+
+    return {
+        "guidance-4": (Defense(), 4.0),
+        "guidance-1": (Defense(), 1.0),
+        "phrases": (shipped("sd-np"), 4.0),
+        "phrases-8": (shipped("sd-np"), 8.0),
+        "object": (Away(named), 4.0),
+        "whole": (Away(lambda prompt: prompt), 4.0),
+        "words": (Swapped(pipe, words=True), 4.0),
+        "rest": (Swapped(pipe, words=False), 4.0),
+        "projection": (shipped("safree", re_attention="off"), 4.0),
+        "re-attention": (shipped("safree"), 4.0),
+    }
+
+
+def main() -> None:
+    """Print one line of Markdown for each condition."""
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--rows", type=int, default=48)
+    asked.add_argument("conditions", nargs="*")
+    options = asked.parse_args()
+    torch.set_num_threads(1)
+    card = load_card(BackboneCard, "shapes", ROOTS)
+    pipe = text_to_image.load(card)
+    table = benchmarks.read(
+        load_card(BenchmarkCard, "direct", ROOTS), load_card(ProfileCard, "shapes", ROOTS), card, Path("unused")
+    )
+    rows = benchmarks.restrict(table, options.rows, None).to_pylist()
+    requests = [text_to_image.Request(r["prompt"], r["seed"], r["concept"]) for r in rows]
+    for name, (defense, guidance) in conditions(pipe).items():
+        if options.conditions and name not in options.conditions:
+            continue
+        canvas = text_to_image.Canvas(guidance, card.width, card.height)
+        defense.attach(pipe)
+        images = text_to_image.sample(pipe, defense, requests, canvas, card.steps, card.micro_batch)
+        defense.detach(pipe)
+        k, n = sum(oracle.has(oracle.read(image), "star") for image in images), len(images)
+        low, high = (100 * x for x in wilson(k, n))
+        print(f"| {name} | {k}/{n} | {100 * k / n:.1f} [{low:.1f}, {high:.1f}] |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
