@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.cards.defense import DefenseStack
 
 _REPLACES_WEIGHTS = ("unet-delta", "pipeline")  # artefacts that put tensors in the place of the backbone's own
+_DENOISES_BESIDE = ("sld", "safree")  # mechanisms that call the denoiser with more rows than they are given
 
 
 class Stacked(Defense):
@@ -57,6 +58,11 @@ class Stacked(Defense):
             merged |= more
         return merged
 
+    def note(self, guidance: float) -> str | None:
+        """What any layer has to say of an image, comma separated."""
+        said = [note for layer in self._layers if (note := layer.note(guidance)) is not None]
+        return ",".join(said) or None
+
 
 def stacked(layers: Sequence[Defense]) -> Defense:
     """One defense of ``layers``, first to last; a single one is itself."""
@@ -81,6 +87,15 @@ def require(stack: DefenseStack, backbone: BackboneCard) -> None:
         raise UserError(
             f"--defense {stack.name!r}: {' and '.join(replacing)} each put weights of their own in the place of the "
             "backbone's, so that the later would undo the earlier: take one of them"
+        )
+    widening = [c.name for c in stack.layers if c.mechanism in _DENOISES_BESIDE]
+    below = [c.name for c in stack.layers[:-1] if c.mechanism == "saferedir"]
+    if below:
+        raise UserError(f"--defense {stack.name!r}: {below[0]!r} goes on top of other defenses: name it last")
+    if len(widening) > 1:
+        raise UserError(
+            f"--defense {stack.name!r}: {' and '.join(widening)} each denoise further rows beside the prompts', which "
+            "the other would take for images: take one of them"
         )
     for card in stack.layers if len(stack.layers) > 1 else ():
         if card.mechanism == "none":

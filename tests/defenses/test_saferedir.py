@@ -13,7 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from harness import defenses
-from harness.defenses import prompt_pairs, redirector, saferedir
+from harness.cards import overrides
+from harness.cards.backbone import BackboneCard
+from harness.cards.base import card_roots
+from harness.cards.load import load_card
+from harness.defenses import prompt_pairs, redirector, saferedir, stacked
 from harness.defenses.base import BuildContext, BuildStep, parse
 from harness.errors import UserError
 
@@ -380,3 +384,35 @@ def test_pairs_differ_in_the_word_only_and_slots_are_filled_each_on_its_own() ->
 def test_parameters_that_make_no_sense_are_refused(change: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse(saferedir.SaferedirParams, params(**change))
+
+
+# On top of another defense
+
+
+def test_on_top_of_other_defenses_it_moves_what_they_leave_and_all_is_undone(pipe: Any, draw: Any) -> None:
+    before = draw(pipe, PROMPTS)
+    inner = defenses.load("sld", pipe, {"phrases": ["art"], "warmup": 0, "scale": 30.0, "threshold": 0.01,
+                                        "momentum_scale": 0.5, "momentum_beta": 0.7})  # fmt: skip
+    how = params(alpha_scale=0.0)
+    drawn = {}
+    for name, layers in {
+        "sld": [inner],
+        "sld+still": [inner, saferedir.load(pipe, how, tensors(9.0))],
+        "sld+moving": [inner, saferedir.load(pipe, params(), tensors(9.0))],
+    }.items():
+        both = stacked.stacked(layers)
+        both.attach(pipe)
+        drawn[name] = draw(pipe, PROMPTS, **both.begin(PROMPTS))
+        assert both.note(1.0) == "sld:no-guidance"
+        assert both.note(7.5) is None
+        both.detach(pipe)
+        assert torch.equal(before, draw(pipe, PROMPTS))
+    assert torch.equal(drawn["sld"], drawn["sld+still"])
+    assert not torch.equal(drawn["sld"], drawn["sld+moving"])
+    assert not torch.equal(drawn["sld"], before)
+
+
+def test_two_defenses_that_denoise_further_rows_are_refused() -> None:
+    stack = overrides.defense("sld-max+safree", card_roots())
+    with pytest.raises(UserError, match="sld-max and safree each denoise further rows"):
+        stacked.require(stack, load_card(BackboneCard, "shapes", card_roots()))
