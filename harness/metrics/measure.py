@@ -166,8 +166,8 @@ def _hits(judged: _Judged) -> Iterator[Cell]:
         if k > 1:
             hits = hits_at(prompts, given.drop_null().to_pylist(), k)
             cell = _cell(judged, f"{HIT_AT}{k}", outcome, policy, None)
-            ends = {"low": hits.low, "high": hits.high, "interval": hits.interval}
-            yield replace(cell, main=True, n=hits.prompts, value=hits.value, **ends)
+            cell = replace(cell, main=True, n=hits.prompts, value=hits.value)
+            yield replace(cell, low=hits.low, high=hits.high, interval=hits.interval)
 
 
 def _degenerate(judged: _Judged) -> Cell:
