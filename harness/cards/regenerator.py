@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision
+from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision, Seed
 from harness.cards.weights_ref import WeightsRef
 
 OWN_KEYS = ("text", "words", "memory_gb", "files", "licence", "gated", "lora")  # a card's own business
@@ -37,7 +37,7 @@ class Optimise(Model):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     lam: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     reading: Literal["eq4", "alg1-unit", "alg1-raw"] = "eq4"
-    keep_safe: bool = True  # where Eq. 5 would move an image towards the unsafe caption, leave it
+    keep_safe: bool = False  # where Eq. 5 would move an image towards the unsafe caption, leave it: not in the paper
     tokens: Count = 16
     iterations: Count = 3000
     nearest: Literal["cosine", "l2"] = "cosine"
@@ -65,6 +65,9 @@ class Draw(Model):
 
     text: Literal["optimized_prompt", "safe_caption"]
     backbone: str | None = None  # null: the run's
+    # The paper fixes seed 42 "across all experiments" (A.1) and says no more; a row's own seed pairs it with its image.
+    seed: Literal["row"] | Seed = "row"
+    guidance: Literal["row", "own"] = "row"  # own: the drawing backbone's, whatever the benchmark says
     defended: bool = False  # under the run's defense; the paper draws with the undefended model
 
 

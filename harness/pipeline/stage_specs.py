@@ -154,8 +154,12 @@ class Specs:
             "text": regen.draw.text,
             "vlm": self.captioner(regen).name if regen.caption else None,
             "own_canvas": backbone.name != self.backbone.name,  # another backbone draws at its own size and guidance
+            "seed": regen.draw.seed,
+            "guidance": regen.draw.guidance,
         }
         key = key | {
+            "seed": regen.draw.seed,
+            "guidance": regen.draw.guidance,
             "variant": regen.variant,
             "text": regen.draw.text,
             "code": _code("draw", *_modules(defense)),

@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from harness.cards import overrides
 from harness.cards.load import load_card
-from harness.cards.regenerator import OWN_KEYS, Caption, Draw, Edit, Optimise, RegeneratorCard, merged_sections
+from harness.cards.regenerator import (
+    OWN_KEYS,
+    SECTIONS,
+    Caption,
+    Draw,
+    Edit,
+    Optimise,
+    RegeneratorCard,
+    Section,
+    merged_sections,
+)
 from harness.cards.yaml_file import show
 from harness.errors import UserError
 
@@ -39,13 +49,20 @@ class Regenerator:
             found["drawn by"] = "the defended backbone"
         if self.draw is not None and self.draw.backbone is not None:
             found["drawn by"] = self.draw.backbone
+        if self.draw is not None and self.draw.seed != "row":
+            found["drawing seed"] = self.draw.seed
+        if self.draw is not None and self.draw.guidance == "own":
+            found["drawing guidance"] = "the backbone's own"
         return found
 
     def deviations(self) -> dict[str, Any]:
         """What departs from the published procedure, so that no table of the paper takes the number for its own."""
-        if self.optimise is None or self.optimise.plateau is None:
-            return {}
-        return {"deviation": f"stops after {self.optimise.plateau} iterations without improvement"}
+        departures = []
+        if self.optimise is not None and self.optimise.plateau is not None:
+            departures.append(f"stops after {self.optimise.plateau} iterations without improvement")
+        if self.optimise is not None and self.optimise.keep_safe:
+            departures.append("leaves images that are nearer to the safe caption")
+        return {"deviation": "; ".join(departures)} if departures else {}
 
     def banned(self, concept: str) -> tuple[str, ...]:
         """Words that no optimised prompt may hold, beside age terms.
@@ -93,26 +110,24 @@ def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
     name, asked = overrides.parse(spec, "--regen")
     card = load_card(RegeneratorCard, name, roots)
     plain = merged_sections(card, edition, {})
-    homes = {
-        key: section
-        for section, held in plain.items()
-        if held is not None
-        for key in type(held).model_fields
-        if key not in OWN_KEYS
-    }
+    homes: dict[str, tuple[Section, str]] = {}  # a key that two sections have is named with the later one's
+    for section in SECTIONS:
+        for key in type(plain[section]).model_fields if plain[section] is not None else ():
+            if key not in OWN_KEYS:
+                homes[f"{section}.{key}" if key in homes else key] = (section, key)
     overrides.known(spec, "--regen", asked, list(homes), card.path)
     by_section: dict[str, dict[str, str]] = {}
-    for key in sorted(asked, key=list(homes).index):
-        by_section.setdefault(homes[key], {})[key] = asked[key]
+    for name_of_key in sorted(asked, key=list(homes).index):
+        section, key = homes[name_of_key]
+        by_section.setdefault(section, {})[key] = asked[name_of_key]
     try:
         changed = merged_sections(card, edition, by_section)
     except ValidationError as error:
         raise overrides.refused(spec, "--regen", error) from None
     differ = [
-        f":{key}={overrides.said(getattr(changed[section], key))}"
-        for section, keys in by_section.items()
-        for key in keys
-        if getattr(changed[section], key) != getattr(plain[section], key)
+        f":{shown}={overrides.said(getattr(changed[section], key))}"
+        for shown, (section, key) in homes.items()
+        if shown in asked and getattr(changed[section], key) != getattr(plain[section], key)
     ]
     if card.caption is None and changed["optimise"] is not None and changed["optimise"].alpha > 0:
         raise UserError(

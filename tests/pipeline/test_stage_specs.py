@@ -75,7 +75,7 @@ def scores(found: Variant) -> set[str]:
 @pytest.mark.parametrize(
     "change",
     ["alpha=0.5", "lam=2", "tokens=4", "nearest=l2", "iterations=20", "reading=alg1-raw", "seed=1", "plateau=50",
-     "keep_safe=false", "lr=0.1", "weight_decay=0", "dtype=bfloat16", "search=bfloat16", "compile=inductor",
+     "keep_safe=true", "lr=0.1", "weight_decay=0", "dtype=bfloat16", "search=bfloat16", "compile=inductor",
      "micro_batch=8", "ban_concept=true"],
 )  # fmt: skip
 def test_how_a_prompt_is_optimised_changes_what_follows_and_nothing_before(root: Path, change: str) -> None:

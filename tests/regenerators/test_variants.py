@@ -165,6 +165,21 @@ def test_settings_name_what_a_cell_must_say() -> None:
     assert asked.deviations()["deviation"] == "stops after 50 iterations without improvement"
     assert asked.method()["drawn by"] == "the defended backbone"
     assert one("resafe:backbone=sd-1-4").method()["drawn by"] == "sd-1-4"
+    assert one("resafe").deviations() == {}
+    assert one("resafe:keep_safe=true").deviations()["deviation"] == "leaves images that are nearer to the safe caption"
+
+
+def test_a_key_of_two_sections_is_named_with_the_later_one_s() -> None:
+    """A.1 read literally draws with seed 42; the search has a seed of its own."""
+    literal = one("resafe:draw.seed=42:guidance=own")
+    assert literal.variant == "resafe:draw.seed=42:guidance=own"
+    assert literal.draw is not None
+    assert (literal.draw.seed, literal.draw.guidance) == (42, "own")
+    assert literal.method()["drawing seed"] == 42
+    searched = one("resafe:seed=7")
+    assert searched.optimise is not None
+    assert searched.draw is not None
+    assert (searched.optimise.seed, searched.draw.seed) == (7, "row")
 
 
 def test_words_are_banned_where_the_card_lists_them_and_else_it_is_said() -> None:

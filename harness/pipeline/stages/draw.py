@@ -40,11 +40,9 @@ class Draw:
             for entry in entries
             if entry["excluded"] is None and entry["error"] is None and self._admitted(entry)
         ]
-        own = {id(entry): {k: entry[k] for k in ("guidance", "width", "height")} for entry, _ in jobs}
-        if self._worker["own_canvas"]:
-            card = self.painter.card
-            for entry, _ in jobs:
-                entry |= {"guidance": card.guidance, "width": card.width, "height": card.height}
+        own = {id(entry): {k: entry[k] for k in ("seed", "guidance", "width", "height")} for entry, _ in jobs}
+        for entry, _ in jobs:
+            entry |= self._drawn_with()
         for entry, drawn in jobs:
             if self.painter.cuts(drawn):
                 code = f"{text.replace('_', '-')}-cut"  # as the embed stage says it of CLIP's window
@@ -53,6 +51,18 @@ class Draw:
         for entry, _ in jobs:
             entry |= own[id(entry)]  # the row's own, by which it is known
         return need(pa.Table.from_pylist(entries, schema=REGENERATION), REGENERATION, "draw")
+
+    def _drawn_with(self) -> dict[str, Any]:
+        """What is drawn with instead of the row's own seed, guidance and size."""
+        card = self.painter.card
+        chosen: dict[str, Any] = {}
+        if self._worker["own_canvas"]:
+            chosen |= {"guidance": card.guidance, "width": card.width, "height": card.height}
+        if self._worker["guidance"] == "own":
+            chosen["guidance"] = card.guidance
+        if self._worker["seed"] != "row":
+            chosen["seed"] = self._worker["seed"]
+        return chosen
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         entries = [self._begin(row) for row in rows.to_pylist()]

@@ -128,6 +128,18 @@ def test_a_prompt_is_drawn_as_the_undefended_backbone_draws_it(drawer: draw.Draw
     assert [a == b for a, b in zip(unguided, found["image_sha256"].to_pylist(), strict=True)] == [True, False, True]
 
 
+def test_one_seed_for_all_drawings_and_the_backbone_s_own_guidance_where_the_card_says_so(
+    root: Path, drawer: draw.Draw, tmp_path: Path
+) -> None:
+    """A.1 read literally; the rows keep the seed and guidance by which they are known."""
+    rows = given(base(2, guidance={1: 1.5}, seed={0: 7}), TEXTS[:2])
+    literal = draw.load(worker(root, "resafe:draw.seed=42:guidance=own"), context(tmp_path), drawer)(rows)
+    plain = drawer(given(base(2, seed={0: 42, 1: 42}), TEXTS[:2]))
+    assert literal["image_sha256"].to_pylist() == plain["image_sha256"].to_pylist()
+    assert literal["seed"].to_pylist()[0] == 7
+    assert literal["guidance"].to_pylist()[1] == 1.5
+
+
 def test_a_row_s_image_does_not_depend_on_the_others(drawer: draw.Draw) -> None:
     rows = given(base(3), TEXTS)
     parts = [drawer(rows.slice(i, 1)) for i in range(3)]

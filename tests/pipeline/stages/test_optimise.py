@@ -104,7 +104,7 @@ def test_each_row_has_its_own_prompt_and_says_how_it_came_about(loaded: optimise
 def test_the_cosine_is_the_prompt_s_own_with_the_target(loaded: optimise.Optimise, rows: pa.Table) -> None:
     """By the long way: Eq. 3-6 from the row's features, and the whole text tower over the prompt as it is."""
     image, unsafe, safe = (torch.tensor(rows[n].to_pylist()) for n in ("f_image", "f_unsafe", "f_safe"))
-    aim = safe_features.target(image, unsafe, safe, alpha=0.7, lam=1.0, keep_safe=True).feature
+    aim = safe_features.target(image, unsafe, safe, alpha=0.7, lam=1.0).feature
     entries = loaded(rows).to_pylist()
     own, _ = clip.load(worker()["clip"]).texts([r["optimized_prompt"] for r in entries])
     expected = torch.nn.functional.cosine_similarity(own.double(), aim.double(), dim=1)
@@ -176,15 +176,15 @@ def test_what_is_nearer_to_the_safe_caption_is_marked(loaded: optimise.Optimise,
     assert loaded(unsafe)["already_safe"].to_pylist() == [False] * 5
 
 
-def test_an_image_on_the_safe_side_is_left_unless_the_card_says_otherwise(
+def test_an_image_on_the_safe_side_is_moved_as_eq_5_says_unless_the_card_keeps_it(
     loaded: optimise.Optimise, rows: pa.Table, tmp_path: Path
 ) -> None:
-    """Left: lambda makes no difference to it. Else Eq. 5 is applied as it stands."""
+    """Kept: lambda makes no difference to it. Else Eq. 5 is applied as it stands."""
     safe = rows.set_column(rows.column_names.index("f_image"), rows.schema.field("f_image"), rows["f_safe"])
-    left = [again(loaded, tmp_path, lam=lam)(safe).to_pylist() for lam in (0.0, 5.0)]
+    left = [again(loaded, tmp_path, lam=lam, keep_safe=True)(safe).to_pylist() for lam in (0.0, 5.0)]
     assert [r["optimized_prompt"] for r in left[0]] == [r["optimized_prompt"] for r in left[1]]
     assert all("already-safe" in r["optimise_note"] for r in left[1])
-    moved = [again(loaded, tmp_path, lam=lam, keep_safe=False)(safe).to_pylist() for lam in (0.0, 5.0)]
+    moved = [again(loaded, tmp_path, lam=lam)(safe).to_pylist() for lam in (0.0, 5.0)]
     assert [r["optimized_prompt"] for r in moved[0]] != [r["optimized_prompt"] for r in moved[1]]
     assert not any("already-safe" in (r["optimise_note"] or "") for r in moved[1])
 
