@@ -30,6 +30,7 @@ from harness.pipeline.progress import Progress, Snapshot
 from harness.pipeline.record import record_of
 from harness.pipeline.request import Places, Request, choose
 from harness.pipeline.results import gather, images_of
+from harness.pipeline.stage_kinds import declared
 from harness.pipeline.stages.base import failed
 from harness.report import writers
 from harness.store.fingerprint import FileHashes
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from harness.pipeline.outcome import Outcome
 
 _PATIENCE_S = {"cuda": 3600.0, "cpu": 24 * 3600.0}  # for a shard; a large model takes hours over one on a CPU
-_SEEING = ("caption", "embed", "edit", "score")  # kinds of stages that look at images
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _require_undiscarded(made: Plan, store: Store) -> None:
     """
     seen: set[Path] = set()
     for condition, spec, shard in ((c, p, s) for c in made.conditions for p in c.stages for s in c.shards):
-        if spec.kind not in _SEEING or is_complete(store.path(spec.stage, spec.fingerprint, shard.key)):
+        if not declared(spec.kind).reads_images or is_complete(store.path(spec.stage, spec.fingerprint, shard.key)):
             continue
         for source in (*spec.upstream, *((spec.reference,) if spec.reference else ())):
             path = store.path(source.stage, source.fingerprint, (source.keys or {}).get(shard.key, shard.key))

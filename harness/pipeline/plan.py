@@ -27,6 +27,7 @@ from harness.cards.scorer_ref import ScorerRef
 from harness.cards.yaml_file import show
 from harness.data import benchmarks
 from harness.errors import UserError, nearest
+from harness.pipeline import stage_kinds
 from harness.pipeline.build_conditions import ConditionBuilder
 from harness.pipeline.conditions import Condition, LeftOut
 from harness.pipeline.request import BASELINE, IMPORTED, Request, choose
@@ -185,8 +186,5 @@ def _check_means(profile: ProfileCard) -> None:
             raise UserError(f"means: no scorer has {wanted!r}{nearest(wanted, there)}; see {show(profile.path)}")
 
 
-_ORDER = ("imported", "generate", "caption", "embed", "optimise", "draw", "edit", "score")
-
-
 def _place(stage: str) -> tuple[int, str]:
-    return _ORDER.index(stage.partition("-")[0]), stage
+    return stage_kinds.declared(stage.partition("-")[0]).place, stage

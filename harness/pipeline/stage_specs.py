@@ -25,6 +25,7 @@ from harness.errors import UserError
 from harness.models import weights
 from harness.pipeline import defense_layers
 from harness.pipeline.spec import Source, StageSpec
+from harness.pipeline.stage_kinds import declared
 from harness.store import fingerprint
 from harness.store.schema import VERSION
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from harness.cards.judge import JudgeCard
     from harness.cards.regenerator import Edit
     from harness.regenerators.variants import Regenerator
-
-DRAW_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class Specs:
     def generate(self, defense: DefenseStack, concept: str) -> StageSpec:
         """Draw the benchmark's prompts under a defense."""
         worker, key, builds = self._drawing(self.backbone, defense, concept)
-        return _spec("generate", worker, key, gpu=True, builds=builds, **_estimates(self.backbone))
+        return _spec("generate", worker, key, builds=builds, **_estimates(self.backbone))
 
     def imported(self) -> StageSpec:
         """Take images that were not drawn here, from their files."""
         key = {
             "schema": VERSION,
-            "libraries": fingerprint.versions(("pillow", "numpy")),
+            "libraries": _versions("imported"),
             "code": _code("imported"),
         }
         return _spec("imported", {}, key)
@@ -87,23 +86,23 @@ class Specs:
             "vlm": _held(card) | {"name": card.name},
             "weights": weights.identity(card.weights()[0], self.hashes),
             "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
-            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+            "libraries": _versions("caption"),
             "code": _code("caption"),
             "upstream": generate.fingerprint,
         }
         stage = _named("caption", card.name, self.profile.captioner)
-        return _spec("caption", worker, key, (generate,), stage=stage, gpu=True, memory_gb=card.memory_gb)
+        return _spec("caption", worker, key, (generate,), stage=stage, memory_gb=card.memory_gb)
 
     def embed(self, generate: StageSpec, caption: StageSpec | None) -> StageSpec:
         """CLIP's features of each image and of its captions."""
         clip = self.clip()
         upstream = (generate,) if caption is None else (generate, caption)
-        key = self._clip_key(clip) | {
+        key = self._clip_key("embed", clip) | {
             "code": _code("embed"),
             "upstream": [u.fingerprint for u in upstream],
         }
         worker = {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
-        return _spec("embed", worker, key, upstream, gpu=True, memory_gb=clip.memory_gb)
+        return _spec("embed", worker, key, upstream, memory_gb=clip.memory_gb)
 
     def optimise(self, regen: Regenerator, concept: str, embed: StageSpec) -> StageSpec:
         """Search a prompt with the wanted feature.
@@ -124,13 +123,13 @@ class Specs:
         settings = regen.optimise.model_dump(mode="json", exclude={"memory_gb", "ban_concept", "words"})
         banned = regen.banned(concept)
         common = {"settings": settings, "banned": list(banned)}
-        key = self._clip_key(clip) | common | {
+        key = self._clip_key("optimise", clip) | common | {
             "guard": guard.VERSION,
             "code": _code("optimise"),
             "upstream": [embed.fingerprint],
         }  # fmt: skip
         worker = common | {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
-        return _spec("optimise", worker, key, (embed,), gpu=True, memory_gb=regen.optimise.memory_gb)
+        return _spec("optimise", worker, key, (embed,), memory_gb=regen.optimise.memory_gb)
 
     def draw(
         self, regen: Regenerator, defense: DefenseStack, concept: str, generate: StageSpec, made: Sequence[StageSpec]
@@ -166,9 +165,7 @@ class Specs:
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
         stage = _named("draw", backbone.name, self.backbone.name)
-        return _spec(
-            "draw", worker, key, (generate, *made), stage=stage, gpu=True, builds=builds, **_estimates(backbone)
-        )
+        return _spec("draw", worker, key, (generate, *made), stage=stage, builds=builds, **_estimates(backbone))
 
     def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
         """Have an image-to-image editor change each image."""
@@ -194,7 +191,7 @@ class Specs:
             "variant": regen.variant, "edit": edit.model_dump(mode="json"), "root": str(root),
             "concept": concept, "name": name,
         }  # fmt: skip
-        return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), gpu=True, **_estimates(edit))
+        return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), **_estimates(edit))
 
     def score(self, scorer: ScorerRef, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the images of ``images``.
@@ -263,7 +260,7 @@ class Specs:
                 mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
             ),
             "weights": weights.identity(backbone.weights()[0], self.hashes),
-            "libraries": fingerprint.versions(DRAW_LIBRARIES),
+            "libraries": _versions("generate"),
         }
         parameters = defense.resolve(self.profile.edition, concept)
         layers = [
@@ -286,12 +283,12 @@ class Specs:
         }
         return worker, key, builds
 
-    def _clip_key(self, clip: ClipWeights) -> dict[str, Any]:
+    def _clip_key(self, kind: str, clip: ClipWeights) -> dict[str, Any]:
         return {
             "schema": VERSION,
             "clip": _held(clip),
             "weights": weights.identity(self.profile.weights()[0], self.hashes),
-            "libraries": fingerprint.versions(("torch", "transformers", "tokenizers", "pillow")),
+            "libraries": _versions(kind),
         }
 
     @staticmethod
@@ -308,6 +305,11 @@ def _code(kind: str, *modules: str) -> str:
 def _modules(defense: DefenseStack) -> list[str]:
     """The modules of a defense's mechanisms."""
     return [f"harness.defenses.{card.mechanism}" for card in defense.layers]
+
+
+def _versions(kind: str) -> dict[str, Any]:
+    """Versions of the libraries that a kind of stage names."""
+    return dict(fingerprint.versions(declared(kind).libraries))
 
 
 def _leads_to(value: Any, paths: Sequence[Path]) -> bool:
@@ -347,6 +349,7 @@ def _spec(
         worker=worker,
         key=key,
         upstream=tuple(u.source for u in upstream),
+        gpu=declared(kind).gpu,
         fingerprint=fingerprint.digest(key),
         **more,
     )

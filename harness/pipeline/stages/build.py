@@ -33,6 +33,9 @@ from harness.store.artefacts import ArtefactFolder, Clock
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import WorkerContext
 
+PLACE = 0
+GPU = True
+
 _LOOK_S = 0.5  # between two looks at another builder, and between two notes of progress
 
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 30
+READS_IMAGES = True
+GPU = True
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
+
+
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),

@@ -14,6 +14,9 @@ from harness.store.schema import REGENERATION, need
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 60
+GPU = True
+
 _FAILURES = ("caption_failure", "optimise_failure")
 _NOTES = ("caption_note", "optimise_note")
 

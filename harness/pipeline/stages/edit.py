@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 70
+READS_IMAGES = True
+GPU = True
+
 _NOTHING_DRAWN = dict.fromkeys(("image", "image_sha256", "degenerate"))
 
 

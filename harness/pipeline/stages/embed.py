@@ -15,6 +15,11 @@ from harness.store.schema import KEY
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 40
+READS_IMAGES = True
+GPU = True
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
+
 _FEATURE = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     [

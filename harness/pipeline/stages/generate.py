@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from harness.defenses import Defense
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 20
+GPU = True
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # as diffusers calls them, one for each text encoder
 

@@ -16,6 +16,9 @@ from harness.store.schema import IMAGE
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 10
+LIBRARIES = ("pillow", "numpy")
+
 
 def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | None) -> Given:
     """Nothing to load."""

@@ -17,6 +17,11 @@ from harness.store.schema import KEY, LINEAGE
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 50
+GPU = True
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
+
+
 NOT_FINITE = "optimise:not-finite"  # a feature overflowed, as in half precision it can
 _OWN = ("alpha", "lam", "tokens", "optimized_prompt", "cosine", "iterations", "already_safe")
 SCHEMA = pa.schema(

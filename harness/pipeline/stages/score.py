@@ -16,6 +16,9 @@ from harness.store.schema import KEY
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
 
+PLACE = 80
+READS_IMAGES = True
+
 
 def schema(stem: str, reference: str | None = None) -> pa.Schema:
     """Columns of one scorer's shard: the row's key, ``<stem>_error``, and the scorer's own.
