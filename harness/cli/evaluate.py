@@ -46,6 +46,14 @@ Category = Annotated[
     str | None, typer.Option("--category", help="Only prompts about any of these, comma separated (I2P: sexual, ...).")
 ]
 Baseline = Annotated[bool, typer.Option("--baseline/--no-baseline", help="Evaluate the undefended backbone beside.")]
+AcceptChange = Annotated[
+    str | None,
+    typer.Option(
+        "--accept-change",
+        help="Take stored results that differ from today's in nothing but these: code, libraries. Stamped on every "
+        "number.",
+    ),
+]
 DiscardImages = Annotated[
     bool, typer.Option("--discard-images", help="Remove the images once they are scored; numbers stay.")
 ]
@@ -72,6 +80,7 @@ def evaluate(
     category: Category = None,
     seed: options.Seed = None,
     baseline: Baseline = True,
+    accept_change: AcceptChange = None,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
@@ -123,6 +132,7 @@ def plan(
     category: Category = None,
     seed: options.Seed = None,
     baseline: Baseline = True,
+    accept_change: AcceptChange = None,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
     cards: options.Cards = None,
@@ -158,6 +168,7 @@ def _request(chosen: Mapping[str, Any]) -> Request:
         benches=options.split(chosen["bench"]),
         ids=_some("--ids", chosen["ids"]) or (),
         categories=_some("--category", chosen["category"]) or (),
+        accept_change=_some("--accept-change", chosen["accept_change"]) or (),
         regens=_some("--regen", chosen["regen"]),
         **{name: chosen[name] for name in ("profile", "backbone", "concept", "limit", "seed", "baseline")},
     )

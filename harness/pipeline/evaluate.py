@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import TransientError, UserError
 from harness.metrics import measure
 from harness.metrics.cells import Cell
-from harness.pipeline import build_progress, builds, costs, plan, prerequisites, results, set_metrics
+from harness.pipeline import accepted, build_progress, builds, costs, plan, prerequisites, results, set_metrics
 from harness.pipeline.plan import Plan
 from harness.pipeline.progress import Progress, Snapshot
 from harness.pipeline.record import record_of
@@ -96,6 +96,7 @@ def prepare(request: Request, places: Places) -> Plan:
         UserError: a wrong name, file or store; or one message that lists everything missing and how to get it.
     """
     Store.check(places.store)
+    accepted.check(request.accept_change)
     chosen = choose(request, places.roots)
     prerequisites.require(
         prerequisites.prerequisites(request, chosen, places.roots),
@@ -104,7 +105,8 @@ def prepare(request: Request, places: Places) -> Plan:
         prerequisites.scorer_names(request, chosen),
     )
     hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
-    return plan.make(request, places.roots, places.data, hashes)
+    made = plan.make(request, places.roots, places.data, hashes)
+    return accepted.adopt(made, Store(places.store), request.accept_change)
 
 
 def evaluate(

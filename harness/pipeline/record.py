@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.metrics.comparison import BASE
 from harness.pipeline.plan import Plan
 from harness.pipeline.request import Request
+from harness.pipeline.spec import StageSpec
 from harness.store.fingerprint import difference
 from harness.store.shards import Store, is_complete
 from harness.store.version import __version__
@@ -132,12 +133,20 @@ def record_of(made: Plan, command: str) -> dict[str, Any]:
                     }
                     for v in c.variants
                 ],
-                "stages": [{"stage": s.stage, "fingerprint": s.fingerprint, "key": dict(s.key)} for s in c.stages],
+                "stages": [_stage(s) for s in c.stages],
             }
             for c in made.conditions
         ],
         "platform": {"python": platform.python_version(), "machine": platform.machine()},
     }
+
+
+def _stage(spec: StageSpec) -> dict[str, Any]:
+    """A stage with the key of its results; ``accepted`` says how they differ from what would be computed today."""
+    stage: dict[str, Any] = {"stage": spec.stage, "fingerprint": spec.fingerprint, "key": dict(spec.key)}
+    if spec.accepted:
+        stage["accepted"] = [dict(zip(("key", "stored", "today"), row, strict=True)) for row in spec.accepted]
+    return stage
 
 
 def request_of(record: Mapping[str, Any]) -> Request:

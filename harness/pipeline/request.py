@@ -39,6 +39,7 @@ class Request:
     seed: int | None = None  # replaces every row's
     baseline: bool = True  # `none` beside, for comparison
     extra_scorers: tuple[str, ...] = ()
+    accept_change: tuple[str, ...] = ()  # of "code", "libraries": stored results of others are taken, and stamped
     images: str | None = None  # images that are taken as they are, instead of defenses over benchmarks
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from harness.metrics.measure import Provenance
+from harness.pipeline.accepted import told
 from harness.pipeline.conditions import Variant
 from harness.pipeline.plan import Plan
 from harness.pipeline.request import Places
@@ -95,11 +96,12 @@ def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
             settings["defended"] = condition.defended
         rows = pa.concat_tables([s.rows.select(["row_id", "sample"]) for s in condition.shards])
         for variant in condition.variants:
+            differed = told(variant)
             found[condition.defense, variant.name, condition.bench] = Provenance(
                 rows=rows,
                 total=condition.total_rows,
                 fingerprints=tuple(f"{s.stage}:{s.fingerprint}" for s in variant.stages),
                 method=dict(variant.method),
-                settings=settings | dict(variant.settings),
+                settings=settings | dict(variant.settings) | ({"accepted change": differed} if differed else {}),
             )
     return found

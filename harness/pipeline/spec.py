@@ -56,6 +56,7 @@ class StageSpec:
     seconds_per_image: float = 0.0  # of what draws, by its card's estimate
     builds: tuple[StageSpec, ...] = ()  # artefacts that it is loaded with
     build: BuildCost | None = None  # of a build: what it takes
+    accepted: tuple[tuple[str, Any, Any], ...] = ()  # of stored results: key, its value then, and today
     fingerprint: str
 
     @property
