@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 KINDS = ("unet-delta", "lora", "adapter", "hook-parameters", "pipeline")  # of artefacts
 _FOLDER = Path(__file__).parent
+_FILES = ("preserve", "anchors", "domain", "image_adapter")  # parameters that may name a file
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
     "prompt_tokens": "changes the tokens of a prompt, which it knows in Stable Diffusion 1 to 3 and XL",
@@ -165,7 +166,8 @@ def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mappin
 def files(params: Mapping[str, Any]) -> list[Path]:
     """Local files that ``params`` name, whose content belongs into the fingerprint.
 
-    Published weights and a user's lists of texts, at any depth. A hub id carries its commit instead.
+    Published weights, an image adapter and a user's lists of texts, at any depth. Weights of the hub carry
+    their commit instead.
 
     Raises:
         UserError: weights of the hub that are not on this machine.
@@ -178,8 +180,8 @@ def files(params: Mapping[str, Any]) -> list[Path]:
             locate(value)
         elif key == "weights" and isinstance(value, str):
             found += _weight_files(Path(value).expanduser())
-        elif key in ("preserve", "anchors") and isinstance(value, str):
-            found.append(Path(value).expanduser())
+        elif key in _FILES and isinstance(value, str):
+            found.append(locate(value) if value.startswith(HUB) else Path(value).expanduser())
     return found
 
 

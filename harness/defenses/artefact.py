@@ -60,12 +60,9 @@ def read(path: Path, unet: Any = None, ignored: Collection[str] = ()) -> dict[st
     content = {key: value for key, value in content.items() if key not in ignored}
     if unet is not None:
         content = formats.renamed(content, unet)
-    tensors = {key: value.detach().float() for key, value in _tensors(content, path).items()}
+    tensors = floats(content, str(path))
     if unet is not None:
         check(tensors, unet, str(path))
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {key!r} holds values that are not finite")
     return tensors
 
 
@@ -124,11 +121,18 @@ def open_file(path: Path) -> Any:
     raise UserError(f"{path}: weights are .safetensors or one of {', '.join(formats.TORCH)}")
 
 
-def _tensors(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+def floats(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """``content`` in float32, if it holds finite tensors by name and nothing else.
+
+    Raises:
+        UserError: naming the key of what is no such tensor.
+    """
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor) and value.is_floating_point()):
-            raise UserError(f"{path}: {key!r} is {type(value).__name__}, not a tensor of floating point")
-    return content
+            raise UserError(f"{where}: {key!r} is {type(value).__name__}, not a tensor of floating point")
+        if not value.isfinite().all():
+            raise UserError(f"{where}: {key!r} holds values that are not finite")
+    return {key: value.detach().float() for key, value in content.items()}
 
 
 def _verify(path: Path, beside: Path) -> None:

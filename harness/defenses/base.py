@@ -27,7 +27,7 @@ class Defense:
         """After this, ``pipe`` draws as the defense says."""
 
     def detach(self, pipe: Pipe) -> None:
-        """Consent ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
+        """Leave ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
 
     def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Forget the last micro-batch; called before each call of the pipeline.
@@ -149,6 +149,9 @@ class BuiltParams(Params):
 AnyParams = TypeVar("AnyParams", bound=Params)
 
 
+INCOMPLETE = "incomplete"  # type of a pydantic error of our own: what is there is well, and something is missing
+
+
 class IncompleteError(UserError):
     """Nothing is wrong with the parameters that are there, but some are missing."""
 
@@ -159,7 +162,7 @@ def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
     Raises:
         UserError: one line with mechanism, parameter and what is allowed.
     """
-    mechanism = model.__module__.rpartition(".")[2]
+    mechanism = model.__module__.rpartition(".")[2].removesuffix("_params")
     try:
         text = json.dumps(dict(params))
     except TypeError as error:  # YAML knows dates, which JSON does not
@@ -172,8 +175,11 @@ def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
         if first["type"] == "extra_forbidden":
             near, allowed = nearest(key, model.model_fields), ", ".join(model.model_fields)
             raise UserError(f"defense {mechanism}: unknown parameter {key!r}{near} (it takes: {allowed})") from None
+        if first["type"] == INCOMPLETE:
+            raise IncompleteError(f"defense {mechanism}: {first['msg']}") from None
         kind = IncompleteError if first["type"] == "missing" else UserError
-        raise kind(f"defense {mechanism}: parameter {key!r}: {value_fault(first)}") from None
+        where = f"parameter {key!r}: " if key else ""  # a rule about several has no key
+        raise kind(f"defense {mechanism}: {where}{value_fault(first)}") from None
 
 
 def checked(text: str, concept: str) -> str:

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SINGULAR = 1e14  # condition number above which float64 solves for noise
+
+
 class Scales(NamedTuple):
     """How much each term of the edit weighs."""
 
-    stay: float  # lambda: towards the old weight, > 0
+    stay: float  # lambda: towards the old weight, >= 0
     erase: float  # s: keys take their wanted values
     preserve: float  # p: preserved keys keep theirs
 
@@ -28,16 +31,19 @@ def gram(keys: Tensor) -> Tensor:
     return total
 
 
-def edit(weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales: Scales) -> Tensor:
+def edit(
+    weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales: Scales, original: Tensor | None = None
+) -> Tensor:
     """The weight that gives ``keys`` the wanted ``values`` and else changes little.
 
-    Minimises  erase sum |W' k - v|^2 + preserve sum |W' r - W r|^2 + stay |W' - W|^2  by
+    Minimises  erase sum |W' k - v|^2 + preserve sum |W' r - W0 r|^2 + stay |W' - W|^2  by
 
-        W' = (stay W + erase sum v k^T + preserve W R) (stay I + erase sum k k^T + preserve R)^-1
+        W' = (stay W + erase sum v k^T + preserve W0 R) (stay I + erase sum k k^T + preserve R)^-1
 
-    with R the sum of r r^T (Gandikota et al. 2024, UCE, Eq. 7; Orgad et al. 2023, TIME). Computed as the change
+    with R the sum of r r^T (Gandikota et al. 2024, UCE, Eq. 7; Orgad et al. 2023, TIME; Lu et al. 2024, MACE, Eq. 3
+    and 6). Computed as the change
 
-        W' - W = erase sum (v - W k) k^T (stay I + erase sum k k^T + preserve R)^-1
+        W' - W = (erase sum (v - W k) k^T + preserve (W0 - W) R) (stay I + erase sum k k^T + preserve R)^-1
 
     which is the same, costs a tenth when keys are few, and is exactly zero where nothing is asked for.
 
@@ -47,23 +53,26 @@ def edit(weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales
         values: (n, rows), wanted for each key.
         preserved: R, (width, width), from ``gram``.
         scales: weights of the three terms.
+        original: W0, (rows, width), whose answers the preserved keys keep; None: ``weight`` itself.
 
     Returns:
         W', (rows, width) float64.
 
     Raises:
-        ValueError: ``stay`` is not positive (the solution would not be unique).
+        ValueError: the solution is not unique, as where ``stay`` is zero and the keys do not span the width.
     """
     import torch
 
-    if scales.stay <= 0:
-        raise ValueError(f"stay must be positive, got {scales.stay}")
     weight, keys, values, preserved = weight.double(), keys.double(), values.double(), preserved.double()
     identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
     resistance = scales.stay * identity + scales.erase * gram(keys) + scales.preserve * preserved
+    if scales.stay <= 0 and float(torch.linalg.cond(resistance)) > SINGULAR:
+        raise ValueError(f"the edit is not unique: stay is {scales.stay}, and the keys do not span all embeddings")
     reach: Tensor = torch.linalg.solve(resistance, keys.T)  # (width, n)
-    wanting = values - keys @ weight.T
-    return weight + scales.erase * wanting.T @ reach.T
+    change = scales.erase * (values - keys @ weight.T).T @ reach.T
+    if original is not None:
+        change = change + scales.preserve * torch.linalg.solve(resistance, preserved @ (original.double() - weight).T).T
+    return weight + change
 
 
 def remove_direction(values: Tensor, unwanted: Tensor) -> Tensor:

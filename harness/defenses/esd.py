@@ -140,7 +140,9 @@ def erasing_loss(pipe: Pipe, student: nn.Module, settings: EsdParams) -> Callabl
         noise = process.noise((settings.batch, *losses.latent_shape(pipe)), generator)
         maker = student if original else pipe.unet
         partial = losses.partly_denoised(maker, walker, noise, stop, (states, empty), settings.guidance)
-        timestep = _level(process.timesteps, settings, stop, generator) if original else partial.timestep
+        timestep = (
+            losses.level(process.timesteps, settings.sampler_steps, stop, generator) if original else partial.timestep
+        )
         timesteps = torch.full((settings.batch,), timestep, device=process.device)
         with torch.no_grad():
             target = negated(
@@ -151,12 +153,3 @@ def erasing_loss(pipe: Pipe, student: nn.Module, settings: EsdParams) -> Callabl
         return mse_loss(losses.predict(student, partial.latents, timesteps, states), target)
 
     return loss
-
-
-def _level(timesteps: int, settings: EsdParams, stop: int, generator: Generator) -> int:
-    """A timestep from the stretch of noise levels that the step after ``stop`` steps stands for."""
-    import torch
-
-    remaining = settings.sampler_steps - 1 - stop
-    low, high = (round(k * timesteps / settings.sampler_steps) for k in (remaining, remaining + 1))
-    return int(torch.randint(low, high, (1,), generator=generator))

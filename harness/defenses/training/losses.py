@@ -133,3 +133,17 @@ def partly_denoised(
             latents = walker.step(prediction, timestep, latents, return_dict=False)[0]
         following = walker.timesteps[stop]
         return Partial(walker.scale_model_input(latents, following), stop, int(following))
+
+
+def level(timesteps: int, sampler_steps: int, stop: int, generator: Generator) -> int:
+    """A random timestep from the stretch of noise levels that the sampler's step after ``stop`` steps stands for.
+
+    Args:
+        timesteps: that the denoiser was trained on.
+        sampler_steps: of a whole sampling.
+        stop: steps that were made.
+        generator: to draw from.
+    """
+    remaining = sampler_steps - 1 - stop
+    low, high = (round(k * timesteps / sampler_steps) for k in (remaining, remaining + 1))
+    return int(torch.randint(low, high, (1,), generator=generator))
