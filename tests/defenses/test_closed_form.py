@@ -93,7 +93,7 @@ def test_edit_of_stacked_matrices_is_the_edit_of_each() -> None:
 
 def test_edit_refuses_a_problem_without_a_unique_solution() -> None:
     weight, keys = tensors(numbers(2, 4), numbers(1, 4))
-    with pytest.raises(ValueError, match="stay must be positive"):
+    with pytest.raises(ValueError, match="not unique: stay is 0.0"):
         edit(weight, keys, torch.zeros(1, 2), torch.zeros(4, 4), Scales(0.0, 1.0, 1.0))
 
 
