@@ -4,8 +4,9 @@ from __future__ import annotations
 
 SHAPES = "shapes"  # the embedded world: its profile, its backbone, its edition of benchmarks and parameters
 
-# By concept, each artist's full name; the one name that captions, editors and judges are asked with.
-ARTISTS = {"van-gogh": "Vincent van Gogh", "picasso": "Pablo Picasso"}
+# By concept, the one name of each artist, as ReSafe (Section 4.4) and the defenses' published settings write it: what
+# captioners, editors and judges are asked with, and what defenses erase.
+ARTISTS = {"van-gogh": "Van Gogh", "picasso": "Picasso"}
 HARMS = {"nudity": "nudity or sexual content", "violence": "violence, blood or gore"}
 
 

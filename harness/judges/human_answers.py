@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.judges import human_form
+from harness.metrics.bootstrap import ShareInterval, share
 from harness.metrics.rates import Tally
 
 SCHEMA = pa.schema(
@@ -21,6 +22,7 @@ SCHEMA = pa.schema(
         ("sample", pa.int32()),
         ("bench", pa.string()),
         ("concept", pa.string()),
+        ("cluster", pa.string()),  # see ``harness.metrics.clusters``
         ("task", pa.string()),
         ("first", pa.string()),
         ("second", pa.string()),
@@ -48,18 +50,18 @@ class PeopleCount:
     first: str | None
     second: str
     majority: Tally  # of items, by the most votes; missing: no votes, or as many for as against
+    interval: ShareInterval  # of the majority, by cluster
     votes: Tally  # of single answers, without interval: those of one item, or of one person, hang together
     ties: int
     skipped: int
     alpha: float | None  # Krippendorff's, nominal; null: fewer than two raters, or nobody ever differs from one answer
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, with Wilson's interval of the majority where there is one."""
-        interval = self.majority.interval() if self.majority.n else None
+        """Plain data."""
         return {
             "bench": self.bench, "first": self.first, "second": self.second,
             "k": self.majority.k, "n": self.majority.n, "missing": self.majority.missing,
-            "low": interval and interval.low, "high": interval and interval.high,
+            "low": self.interval.low, "high": self.interval.high, "interval": self.interval.kind,
             "votes": self.votes._asdict(), "ties": self.ties, "skipped": self.skipped, "alpha": self.alpha,
         }  # fmt: skip
 
@@ -143,6 +145,7 @@ def count(answers: pa.Table) -> list[PeopleCount]:
         for r in mine:
             items.setdefault((r["row_id"], r["sample"]), []).append(r)
         decided = [majority([r["verdict"] for r in item]) for item in items.values()]
+        names = {(r["row_id"], r["sample"]): r["cluster"] or r["row_id"] for r in mine}
         votes = [r["verdict"] for r in mine if r["verdict"] is not None]
         said = [[_unblinded(r) for r in item if r["answer"] is not None] for item in items.values()]
         judged = [d for d in decided if d is not None]
@@ -152,6 +155,7 @@ def count(answers: pa.Table) -> list[PeopleCount]:
                 first=group[1],
                 second=group[2],
                 majority=Tally(sum(judged), len(judged), len(decided) - len(judged)),
+                interval=share([names[item] for item in items], decided),
                 votes=Tally(sum(votes), len(votes), len(mine) - len(votes)),
                 ties=sum(r["answer"] == human_form.TIE for r in mine),
                 skipped=sum(r["answer"] is None for r in mine),

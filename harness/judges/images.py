@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from harness.errors import UserError, nearest
+from harness.metrics.clusters import clusters
 from harness.store.schema import KEY
-from harness.store.shards import read
+from harness.store.shards import columns, read
 
-_READ = ("bench", "concept", "excluded", "error", "image_sha256")
+_READ = ("bench", "concept", "excluded", "error", "image_sha256", "prompt", "prompt_read")
 _OPEN_SHARDS = 4  # whose images stay in memory: questions come in the run's order
 
 
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     sample: int
     bench: str
     concept: str
+    cluster: str = ""  # the row_id of the first row that is one observation with it
 
 
 class StoredImage(NamedTuple):
@@ -93,20 +95,24 @@ def read_run(record: Mapping[str, Any], store: Path) -> StoredImages:
     Raises:
         UserError: shards are not in this store, or hold no image.
     """
-    found: dict[Row, dict[Place, StoredImage | None]] = {}
+    tables: dict[Path, pa.Table] = {}
     absent: list[Path] = []
     for condition in record["conditions"]:
         for stage, fingerprint in _outputs(condition):
             for shard in condition["shards"]:
                 path = store / stage / fingerprint / f"{shard}.parquet"
                 if path.exists():
-                    _collect(path, found)
+                    tables[path] = _lines(path)
                 else:
                     absent.append(path)
     if absent:
         raise UserError(
             f"{len(absent)} shards of run {record['run']} are not in store {store}: name its store with --store"
         )
+    found: dict[Row, dict[Place, StoredImage | None]] = {}
+    names = clusters(pa.concat_tables(tables.values(), promote_options="default"))
+    for path, table in tables.items():
+        _collect(path, table, names, found)
     images = StoredImages(found)
     if not any(p for row in found.values() for p in row.values()):
         raise UserError(f"run {record['run']} has no images in store {store} any more: repeat its command to draw them")
@@ -121,9 +127,17 @@ def _outputs(condition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield condition["stages"][0]["stage"], condition["stages"][0]["fingerprint"]
 
 
-def _collect(path: Path, found: dict[Row, dict[Place, StoredImage | None]]) -> None:
-    for i, line in enumerate(read(path, [*KEY, *_READ]).to_pylist()):
-        row = Row(line["row_id"], line["sample"], line["bench"], line["concept"])
+def _lines(path: Path) -> pa.Table:
+    """What a shard of images says of its rows."""
+    there = columns(path)
+    return read(path, [*KEY, *(name for name in _READ if name in there)])
+
+
+def _collect(
+    path: Path, table: pa.Table, names: Mapping[str, str], found: dict[Row, dict[Place, StoredImage | None]]
+) -> None:
+    for i, line in enumerate(table.to_pylist()):
+        row = Row(line["row_id"], line["sample"], line["bench"], line["concept"], names[line["row_id"]])
         usable = line["image_sha256"] is not None and line["excluded"] is None and line["error"] is None
         image = StoredImage(line["image_sha256"], path, i) if usable else None
         found.setdefault(row, {})[Place(line["defense"], line["variant"])] = image

@@ -16,6 +16,7 @@ from harness.judges import tasks
 from harness.judges.answers import NO_CAPTION, REJECTED, UNREADABLE, Question, Reply
 from harness.judges.images import Place, Row, StoredImage, StoredImages, pairs
 from harness.judges.tasks import Task
+from harness.metrics.bootstrap import ShareInterval, share
 from harness.metrics.rates import Tally
 
 SCHEMA = pa.schema(
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         ("sample", pa.int32()),
         ("bench", pa.string()),
         ("concept", pa.string()),
+        ("cluster", pa.string()),  # see ``harness.metrics.clusters``
         ("task", pa.string()),
         ("first", pa.string()),  # defense/variant; of a question about one image, null
         ("second", pa.string()),  # the one that is counted
@@ -238,17 +240,18 @@ class Count:
     first: str | None
     second: str
     tally: Tally  # of items; missing: without a verdict, or said differently in the other order
+    interval: ShareInterval  # of the tally, by cluster
     errors: Mapping[str, int]  # by code, of questions
     unavailable: int  # rows without an image of each method
     shown_first_chosen: Tally | None  # of questions about pairs: far from half, the order decides
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, with Wilson's interval where there is anything to count."""
-        interval = self.tally.interval() if self.tally.n else None
+        """Plain data."""
         return {
             "bench": self.bench, "first": self.first, "second": self.second,
             "k": self.tally.k, "n": self.tally.n, "missing": self.tally.missing, "unavailable": self.unavailable,
-            "low": interval and interval.low, "high": interval and interval.high, "errors": dict(self.errors),
+            "low": self.interval.low, "high": self.interval.high, "interval": self.interval.kind,
+            "errors": dict(self.errors),
             "shown_first_chosen": self.shown_first_chosen and self.shown_first_chosen._asdict(),
         }  # fmt: skip
 
@@ -269,6 +272,7 @@ def count(answers: pa.Table, images: StoredImages | None = None) -> list[Count]:
         items: dict[tuple[str, int], set[bool | None]] = {}
         for r in mine:
             items.setdefault((r["row_id"], r["sample"]), set()).add(r["verdict"])
+        names = {(r["row_id"], r["sample"]): r["cluster"] or r["row_id"] for r in mine}
         agreed = [next(iter(v)) if len(v) == 1 else None for v in items.values()]
         errors: dict[str, int] = {}
         for r in mine:
@@ -281,6 +285,7 @@ def count(answers: pa.Table, images: StoredImages | None = None) -> list[Count]:
                 first=group[1],
                 second=group[2],
                 tally=_tally(agreed),
+                interval=share([names[item] for item in items], agreed),
                 errors=errors,
                 unavailable=0 if images is None else _unavailable(images, group),
                 shown_first_chosen=None if group[1] is None else _tally(chosen),

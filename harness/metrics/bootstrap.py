@@ -1,4 +1,4 @@
-"""Intervals where prompts have several samples: samples of one prompt are alike, so prompts are what is resampled.
+"""Intervals where a cluster has several rows: copies and samples of one prompt are alike, so clusters are resampled.
 
 A percentile bootstrap with fixed draws: the same rows give the same interval, in a cell and on a curve alike.
 """
@@ -27,25 +27,25 @@ class ShareInterval(NamedTuple):
     kind: Literal["wilson", "bootstrap"]
 
 
-def by_prompt(prompts: Sequence[str], values: Sequence[float] | Numbers) -> tuple[Numbers, Counts]:
-    """Per prompt the sum of its values and how many they are, prompts in their order of first appearance.
+def by_cluster(clusters: Sequence[str], values: Sequence[float] | Numbers) -> tuple[Numbers, Counts]:
+    """Per cluster the sum of its values and how many they are, clusters in their order of first appearance.
 
     Args:
-        prompts: of each value.
+        clusters: of each value, see ``harness.metrics.clusters``.
         values: as many.
     """
     codes: dict[str, int] = {}
-    numbers = np.array([codes.setdefault(prompt, len(codes)) for prompt in prompts], np.int64)
+    numbers = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters], np.int64)
     sums = np.bincount(numbers, np.asarray(values, np.float64))
     return sums.astype(np.float64), np.bincount(numbers).astype(np.int64)
 
 
 def mean(sums: Numbers, numbers: Counts, level: float = LEVEL) -> Interval | None:
-    """Interval of a mean over all samples; None with fewer than two prompts, which say nothing of others.
+    """Interval of a mean over all rows; None with fewer than two clusters, which say nothing of others.
 
     Args:
-        sums: (prompts,), of each prompt's values.
-        numbers: (prompts,), how many values each has, at least 1.
+        sums: (clusters,), of each cluster's values.
+        numbers: (clusters,), how many values each has, at least 1.
         level: coverage.
     """
     if len(numbers) < 2:
@@ -55,19 +55,19 @@ def mean(sums: Numbers, numbers: Counts, level: float = LEVEL) -> Interval | Non
 
 
 def shares(unsafe: Counts, judged: Counts, level: float = LEVEL) -> list[ShareInterval]:
-    """Intervals of one rate or several over the same prompts.
+    """Intervals of one rate or several over the same clusters.
 
-    Wilson's where no prompt has more than one sample judged. Where all prompts have the same share (there may be but
-    one), every resample is alike and only the number of prompts says how sure that is: Wilson's with each prompt
+    Wilson's where no cluster has more than one row judged. Where all clusters have the same share (there may be but
+    one), every resample is alike and only the number of clusters says how sure that is: Wilson's with each cluster
     counted once. Else the bootstrap.
 
     Args:
-        unsafe: (prompts, rates), how many of a prompt's samples are unsafe.
-        judged: (prompts, rates), how many have a verdict; prompts with none are left out of that rate.
+        unsafe: (clusters, rates), how many of a cluster's rows are unsafe.
+        judged: (clusters, rates), how many have a verdict; clusters with none are left out of that rate.
         level: coverage.
     """
     found: list[ShareInterval | None] = [_wilson(k, n, level) for k, n in zip(unsafe.T, judged.T, strict=True)]
-    alike: dict[bytes, list[int]] = {}  # rates over the same prompts, which share their draws
+    alike: dict[bytes, list[int]] = {}  # rates over the same clusters, which share their draws
     for rate, one in enumerate(found):
         if one is None:
             alike.setdefault((judged[:, rate] > 0).tobytes(), []).append(rate)
@@ -79,25 +79,35 @@ def shares(unsafe: Counts, judged: Counts, level: float = LEVEL) -> list[ShareIn
     return [one for one in found if one is not None]
 
 
+def share(clusters: Sequence[str], verdicts: Sequence[bool | None]) -> ShareInterval:
+    """Interval of one rate over rows, each with its cluster; a verdict of None is left out."""
+    judged = [(name, verdict) for name, verdict in zip(clusters, verdicts, strict=True) if verdict is not None]
+    if not judged:
+        return ShareInterval(None, None, "wilson")
+    unsafe, rows = by_cluster([name for name, _ in judged], [float(verdict) for _, verdict in judged])
+    (found,) = shares(unsafe.astype(np.int64)[:, None], rows[:, None])
+    return found
+
+
 def _wilson(unsafe: Counts, judged: Counts, level: float) -> ShareInterval | None:
     """Wilson's interval of one rate, or None where the bootstrap is due."""
-    k, n, prompts = int(unsafe.sum()), int(judged.sum()), int((judged > 0).sum())
+    k, n, clusters = int(unsafe.sum()), int(judged.sum()), int((judged > 0).sum())
     if not n:
         return ShareInterval(None, None, "wilson")
-    if n == prompts:
+    if n == clusters:
         return ShareInterval(*wilson(k, n, level), "wilson")
     if (unsafe * n == k * judged).all():
-        return ShareInterval(*wilson(k * prompts / n, prompts, level), "wilson")
+        return ShareInterval(*wilson(k * clusters / n, clusters, level), "wilson")
     return None
 
 
 def _resampled(sums: NDArray[Any], numbers: NDArray[Any], level: float) -> list[Interval]:
-    """Percentile interval of each column's sum over number when prompts (the rows) are drawn with replacement."""
-    generator, prompts = np.random.default_rng(0), len(numbers)
+    """Percentile interval of each column's sum over number when clusters (the rows) are drawn with replacement."""
+    generator, clusters = np.random.default_rng(0), len(numbers)
     sums, numbers = sums.astype(np.float64), numbers.astype(np.float64)  # whole numbers have no fast matrix product
     found = np.empty((DRAWS, numbers.shape[1]))
     for i in range(DRAWS):
-        times = np.bincount(generator.integers(0, prompts, prompts), minlength=prompts)
+        times = np.bincount(generator.integers(0, clusters, clusters), minlength=clusters)
         found[i] = (times @ sums) / (times @ numbers)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]

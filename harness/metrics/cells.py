@@ -57,7 +57,8 @@ class Cell:
     excluded: int
     low: float | None  # of the 95% interval
     high: float | None
-    interval: str  # "wilson"; "bootstrap" by prompt of a mean, and where a prompt has several samples; "none"
+    interval: str  # "wilson"; "bootstrap" by cluster of a mean, and where a cluster has several rows; "none"
+    clusters: int | None = None  # of the n rows: how many are no copies or samples of another's prompt
     fingerprints: tuple[str, ...] = ()
     subset: str | None = None  # "16/95": the rows that were used; null for a whole benchmark
     method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration: alpha, lam, tokens, ...

@@ -1,20 +1,21 @@
 """Methods compared on the same rows: exact two-sided McNemar, Holm within a column, and which are best.
 
 A method that stands on its own base (a defense) is compared with ``none``; one that stands on another (a
-regeneration) with the images it began from. Pairs are the rows that both have a verdict for. Where a prompt has several
-samples, they are no independent pairs: the test is by prompt (``harness.metrics.paired.swapped_prompts``).
+regeneration) with the images it began from. Pairs are the rows that both have a verdict for. Copies and samples of a
+prompt are no independent pairs: the test is by cluster (``harness.metrics.paired.swapped_clusters``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.metrics.paired import holm, swapped_prompts
+from harness.metrics.paired import holm, swapped_clusters
 
 NONE, BASE = "none", "base"
 LEVEL = 0.05
@@ -32,7 +33,7 @@ class Comparison:
     pairs: int
     only_reference: int  # pairs of which only the reference's image is unsafe
     only_method: int
-    p: float | None  # by prompt
+    p: float | None  # by cluster
     p_holm: float | None  # adjusted over the methods of the column that have a reference of this kind
     best: bool  # not significantly worse than the column's lowest ASR, at 5%; nobody is where there is no contest
 
@@ -43,7 +44,7 @@ class _Answers(NamedTuple):
     method: Method
     unsafe: Mask
     known: Mask
-    prompts: npt.NDArray[np.int64]  # number of each row's prompt, the same for every method
+    clusters: npt.NDArray[np.int64]  # number of each row's cluster, the same for every method
 
 
 class _Test(NamedTuple):
@@ -53,13 +54,16 @@ class _Test(NamedTuple):
     p: float
 
 
-def compare(column: Mapping[Method, Verdicts]) -> dict[Method, Comparison]:
+def compare(
+    column: Mapping[Method, Verdicts], clusters: Mapping[str, str] = MappingProxyType({})
+) -> dict[Method, Comparison]:
     """Every method of a column (one benchmark, one policy) against its reference.
 
     Args:
         column: verdicts by method; methods need not have the same rows.
+        clusters: of each ``row_id``, see ``harness.metrics.clusters``; a row that is not there is one by itself.
     """
-    answers = _align(column)
+    answers = _align(column, clusters)
     tests = {
         name: _test(answers[reference], answers[name])
         for name in column
@@ -86,15 +90,16 @@ def _comparison(name: Method, test: _Test | None, adjusted: float | None, best: 
     )
 
 
-def _align(column: Mapping[Method, Verdicts]) -> dict[Method, _Answers]:
+def _align(column: Mapping[Method, Verdicts], clusters: Mapping[str, str]) -> dict[Method, _Answers]:
     keys = dict.fromkeys(key for own in column.values() for key in own)
     numbers: dict[str, int] = {}
-    prompts = np.array([numbers.setdefault(row_id, len(numbers)) for row_id, _ in keys], np.int64)
+    names = [clusters.get(row_id, row_id) for row_id, _ in keys]
+    codes = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
     found = {}
     for name, own in column.items():
         values = [own.get(key) for key in keys]
         known = np.array([value is not None for value in values], bool)
-        found[name] = _Answers(name, np.array([value is True for value in values], bool), known, prompts)
+        found[name] = _Answers(name, np.array([value is True for value in values], bool), known, codes)
     return found
 
 
@@ -108,10 +113,10 @@ def _reference(method: Method) -> Method | None:
 def _test(first: _Answers, second: _Answers) -> _Test:
     both = first.known & second.known
     only_first, only_second = both & first.unsafe & ~second.unsafe, both & second.unsafe & ~first.unsafe
-    differences = np.bincount(first.prompts[only_first], minlength=len(both)) - np.bincount(
-        first.prompts[only_second], minlength=len(both)
+    differences = np.bincount(first.clusters[only_first], minlength=len(both)) - np.bincount(
+        first.clusters[only_second], minlength=len(both)
     )
-    return _Test(int(both.sum()), int(only_first.sum()), int(only_second.sum()), swapped_prompts(differences.tolist()))
+    return _Test(int(both.sum()), int(only_first.sum()), int(only_second.sum()), swapped_clusters(differences.tolist()))
 
 
 def _holm(ps: Sequence[float]) -> list[float]:

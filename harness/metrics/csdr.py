@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness.metrics.bootstrap import by_prompt, mean
+from harness.metrics.bootstrap import by_cluster, mean
+from harness.metrics.clusters import clusters
 
 SCORE = "word_removed_percent"
 FLOOR = 1.0  # percent: a cosine below 0.01 is no agreement that a difference could be a share of
@@ -38,7 +39,7 @@ class Csdr:
     """The mean over ``n`` pairs of ``prompts`` prompts, in percent; rows without a pair are in ``missing``."""
 
     value: float | None  # None: no pair
-    low: float | None  # 95%, bootstrap by prompt; None with fewer than two prompts
+    low: float | None  # 95%, bootstrap by cluster; None with fewer than two prompts
     high: float | None
     n: int
     prompts: int
@@ -62,14 +63,15 @@ def csdr(method: pa.Table, reference: pa.Table, text: Callable[[str], str]) -> C
     partners = _rows(reference)
     pairs: list[tuple[str, float]] = []
     missing: Counter[str] = Counter()
+    names = clusters(method)
     for place, row in _rows(method).items():
         found = _difference(row, partners.get(place), text)
         if isinstance(found, str):
             missing[found] += 1
         else:
-            pairs.append((place[0], found))
+            pairs.append((names[row["row_id"]], found))
     differences = [difference for _, difference in pairs]
-    sums, numbers = by_prompt([prompt for prompt, _ in pairs], differences)
+    sums, numbers = by_cluster([prompt for prompt, _ in pairs], differences)
     interval = mean(sums, numbers)
     return Csdr(
         value=float(np.mean(differences)) if differences else None,

@@ -31,6 +31,7 @@ from harness.metrics.cells import (
     Policies,
     parts,
 )
+from harness.metrics.clusters import Clusters, clusters
 from harness.metrics.comparison import BASE, Comparison, Mask, Method, compare
 from harness.metrics.conservation import RowOutcomes, check_once, check_outcomes, check_parts, check_rows, present
 from harness.metrics.hits import hits_at
@@ -77,6 +78,7 @@ def measure(
         UserError: no policy for a concept of the table.
     """
     check_once(scores)
+    names = clusters(scores)
     found = []
     for part in parts(scores):
         provenance = (known or {}).get((part.defense, part.variant, part.bench))
@@ -91,11 +93,11 @@ def measure(
                 )
         chosen = [policy for policy in policies[part.concept] if policy.unit == "image"]
         ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in chosen]
-        found.append(_Judged(part, provenance, ballots))
+        found.append(_Judged(part, provenance, ballots, names))
     there = {(j.part.defense, j.part.variant, j.part.bench) for j in found}
     check_parts(there, {place: provenance.rows.num_rows for place, provenance in (known or {}).items()})
     columns = _columns(found)
-    compared = {key: compare(column) for key, column in columns.items()}
+    compared = {key: compare(column, names) for key, column in columns.items()}
     cells: list[Cell] = []
     for judged in found:
         cells += _asr(judged, compared)
@@ -119,6 +121,7 @@ class _Judged(NamedTuple):
     part: Part
     provenance: Provenance | None
     ballots: list[_Ballot]
+    clusters: Clusters
 
 
 _Row = tuple[str, int]  # row_id, sample
@@ -137,7 +140,7 @@ def _row_keys(part: Part) -> list[_Row]:
 def _columns(found: Iterable[_Judged]) -> _Columns:
     """Verdicts by column, method and row."""
     columns: dict[_Key, dict[Method, dict[_Row, bool | None]]] = {}
-    for part, _, ballots in found:
+    for part, _, ballots, _ in found:
         rows = _row_keys(part)
         for policy, given in ballots:
             own = dict(zip(rows, given.to_pylist(), strict=True))
@@ -205,7 +208,7 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
 
 
 def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:
-    """How many detections a policy counts in all, and per image with an interval by prompt."""
+    """How many detections a policy counts in all, and per image with an interval by cluster."""
     rows = judged.part.rows
     outcome = _fate(rows, boxes(policy, rows), policy.scorers)
     check_outcomes(judged.part, f"policy {policy.name}", outcome)
@@ -277,35 +280,37 @@ def _rate(
 ) -> Cell:
     """The cell of a share: k of n."""
     tally = count(outcome.verdicts)
-    unsafe, drawn = _by_prompt(judged.part, outcome)
+    unsafe, drawn = _by_cluster(judged, outcome)
     ((low, high, interval),) = bootstrap.shares(unsafe.astype(np.int64)[:, None], drawn[:, None])
     value = tally.k / tally.n if tally.n else None
     cell = _cell(judged, metric, outcome, policy, scorer)
-    return replace(cell, k=tally.k, n=tally.n, value=value, low=low, high=high, interval=interval)
+    return replace(cell, k=tally.k, n=tally.n, clusters=len(drawn), value=value, low=low, high=high, interval=interval)
 
 
 def _mean(
     judged: _Judged, metric: str, outcome: RowOutcomes, *, policy: PolicyCard | None = None, scorer: str | None = None
 ) -> Cell:
     """The cell of a mean."""
-    sums, numbers = _by_prompt(judged.part, outcome)
+    sums, numbers = _by_cluster(judged, outcome)
     n = int(numbers.sum())
     found = bootstrap.mean(sums, numbers)
     low, high = found or (None, None)
     cell = _cell(judged, metric, outcome, policy, scorer)
     interval = "bootstrap" if found else "none"
-    return replace(cell, n=n, value=float(sums.sum() / n), low=low, high=high, interval=interval)
+    value = float(sums.sum() / n)
+    return replace(cell, n=n, clusters=len(numbers), value=value, low=low, high=high, interval=interval)
 
 
-def _by_prompt(part: Part, outcome: RowOutcomes) -> tuple[bootstrap.Numbers, bootstrap.Counts]:
-    """Per prompt the sum of what was scored, and how many samples that is."""
-    prompts = part.rows["row_id"].filter(outcome.verdicts.is_valid()).to_pylist()
-    return bootstrap.by_prompt(prompts, outcome.verdicts.drop_null().to_numpy(zero_copy_only=False))
+def _by_cluster(judged: _Judged, outcome: RowOutcomes) -> tuple[bootstrap.Numbers, bootstrap.Counts]:
+    """Per cluster the sum of what was scored, and how many rows that is."""
+    rows = judged.part.rows["row_id"].filter(outcome.verdicts.is_valid()).to_pylist()
+    names = [judged.clusters[row] for row in rows]
+    return bootstrap.by_cluster(names, outcome.verdicts.drop_null().to_numpy(zero_copy_only=False))
 
 
 def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard | None, scorer: str | None) -> Cell:
     """All of a cell but its number."""
-    part, provenance, _ = judged
+    part, provenance, *_ = judged
     rows = (
         provenance.rows.num_rows if provenance else 0
     )  # of the run: a cell may be over fewer, such as the flagged ones

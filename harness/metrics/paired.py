@@ -1,7 +1,7 @@
 """Two methods on the same prompts: only the prompts on which they disagree tell them apart.
 
 Of n pairs, ``b`` are unsafe under the first method alone and ``c`` under the second alone. Pairs are independent where
-a prompt has one sample; where it has several, the prompt is what counts (``swapped_prompts``).
+each is a cluster of its own (``harness.metrics.clusters``); else the cluster is what counts (``swapped_clusters``).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * tail / (1 << pairs))
 
 
-def swapped_prompts(differences: Sequence[int]) -> float:
-    """Exact two-sided p of equal rates where prompts may have several pairs; with one each, McNemar's.
+def swapped_clusters(differences: Sequence[int]) -> float:
+    """Exact two-sided p of equal rates where clusters may have several pairs; with one each, McNemar's.
 
-    If the methods are alike, each prompt's answers might as well have been the other's. So every prompt's difference
-    has either sign under a fair coin, and p is the share of all 2^prompts ways in which the differences add up to as
+    If the methods are alike, each cluster's answers might as well have been the other's. So every cluster's difference
+    has either sign under a fair coin, and p is the share of all 2^clusters ways in which the differences add up to as
     much as they do, or more, in either direction (a paired permutation test).
 
     Args:
-        differences: of each prompt, how many of its pairs are unsafe under the first method alone less how many are
+        differences: of each cluster, how many of its pairs are unsafe under the first method alone less how many are
             under the second alone.
     """
     sizes = [abs(d) for d in differences if d]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
 from harness.metrics.bootstrap import ShareInterval, shares
+from harness.metrics.clusters import clusters
 from harness.metrics.intervals import wilson
 from harness.metrics.policies import meets, need
 
@@ -45,14 +46,14 @@ class _Levels(NamedTuple):
     level: NDArray[np.float64]  # greatest of the rule's columns; -inf where all are missing
     certain: Mask  # unsafe by another clause, whatever the threshold
     complete: Mask  # nothing missing: safe below the threshold, not unjudged
-    prompts: NDArray[np.int64]  # number of the row's prompt
+    clusters: NDArray[np.int64]  # number of the row's cluster
     precision: np.dtype[np.floating]  # of the columns, in which the threshold is compared
 
 
 def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> list[Point]:
     """The policy's attack success rate at each threshold of its first rule; other clauses stay as they are.
 
-    The interval is Wilson's, or a bootstrap by prompt where prompts have several samples.
+    The interval is Wilson's, or a bootstrap by cluster where clusters have several rows.
 
     Args:
         card: the policy.
@@ -66,7 +67,7 @@ def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> li
     bounds = np.asarray(thresholds, rows.precision).astype(np.float64)
     k, n = _counts(rows, bounds, card.rule.op)
     ends: Iterable[tuple[float | None, float | None]]
-    if (np.bincount(rows.prompts) > 1).any():
+    if (np.bincount(rows.clusters) > 1).any():
         ends = [(low, high) for low, high, _ in _intervals(rows, bounds, card.rule.op)]
     else:
         ends = [wilson(a, b) if b else (None, None) for a, b in zip(k, n, strict=True)]
@@ -104,8 +105,10 @@ def _levels(card: PolicyCard, scores: pa.Table) -> _Levels:
         certain |= _mask(pc.fill_null(given, False))
         unknown |= _mask(given.is_null())
     drawn = ~(_present(scores, "excluded") | _present(scores, "error"))
-    prompts = np.asarray(scores["row_id"].combine_chunks().dictionary_encode().indices, np.int64)
-    return _Levels(level[drawn], certain[drawn], ~unknown[drawn], prompts[drawn], precision)
+    names = clusters(scores)
+    own = pa.array([names[row_id] for row_id in scores["row_id"].to_pylist()], pa.string())
+    codes = np.asarray(own.dictionary_encode().indices, np.int64)
+    return _Levels(level[drawn], certain[drawn], ~unknown[drawn], codes[drawn], precision)
 
 
 def _counts(rows: _Levels, bounds: NDArray[np.float64], op: str) -> tuple[list[int], list[int]]:
@@ -119,15 +122,15 @@ def _counts(rows: _Levels, bounds: NDArray[np.float64], op: str) -> tuple[list[i
 
 
 def _intervals(rows: _Levels, bounds: NDArray[np.float64], op: str) -> list[ShareInterval]:
-    """95% intervals by prompt, as a cell's."""
+    """95% intervals by cluster, as a cell's."""
     compare = np.greater if op == ">" else np.greater_equal
     unsafe = rows.certain[:, None] | compare.outer(rows.level, bounds)  # (rows, thresholds)
     judged = unsafe | rows.complete[:, None]
-    numbers = np.unique(rows.prompts, return_inverse=True)[1]
-    of_prompt = np.zeros((2, int(numbers.max()) + 1, len(bounds)), np.int64)
-    np.add.at(of_prompt[0], numbers, unsafe)
-    np.add.at(of_prompt[1], numbers, judged)
-    return shares(*of_prompt)
+    numbers = np.unique(rows.clusters, return_inverse=True)[1]
+    of_cluster = np.zeros((2, int(numbers.max()) + 1, len(bounds)), np.int64)
+    np.add.at(of_cluster[0], numbers, unsafe)
+    np.add.at(of_cluster[1], numbers, judged)
+    return shares(*of_cluster)
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -16,11 +16,11 @@ from harness.data import image_folder
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
 from harness.pipeline.conditions import Condition, LeftOut, Shard, Variant, shards_of
-from harness.pipeline.request import BASELINE, IMPORTED, Chosen, Request
+from harness.pipeline.request import BASELINE, Chosen, Request
 from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stage_specs import Specs
 from harness.regenerators.variants import Regenerator
-from harness.store.schema import PROMPT
+from harness.store.schema import IMPORTED, PROMPT
 
 
 @dataclass(frozen=True)

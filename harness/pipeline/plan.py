@@ -30,11 +30,12 @@ from harness.errors import UserError, nearest
 from harness.pipeline import stage_kinds
 from harness.pipeline.build_conditions import ConditionBuilder
 from harness.pipeline.conditions import Condition, LeftOut
-from harness.pipeline.request import BASELINE, IMPORTED, Request, choose
+from harness.pipeline.request import BASELINE, Request, choose
 from harness.pipeline.spec import StageSpec
 from harness.pipeline.stage_specs import Specs
 from harness.store import fingerprint
 from harness.store.artefacts import ArtefactFolder
+from harness.store.schema import IMPORTED
 from harness.store.shards import Store, is_complete
 
 

@@ -20,7 +20,6 @@ from harness.regenerators import variants
 from harness.regenerators.variants import Regenerator
 
 BASELINE = "none"
-IMPORTED = "imported"  # in a defense's place: images that nobody here has drawn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ IMAGE = pa.schema(
         ("degenerate", pa.string()),  # "black", "flat", "noise", or null
         ("error", pa.string()),  # stable code, or null
         ("defense_note", pa.string()),  # what the defense could not do, "sld:no-guidance", comma separated; or null
+        ("prompt_read", pa.string()),  # digest of the tokens that the text encoders read; null of a row not drawn here
+        ("prompt_note", pa.string()),  # "prompt-blank", "prompt-cut", "seed-collision"; comma separated, or null
     ]
 )
 
@@ -61,6 +63,8 @@ LINEAGE = pa.schema(
 )
 
 REGENERATION = pa.schema([*IMAGE, *LINEAGE])
+
+IMPORTED = "imported"  # in the place of defense and backbone: images that nobody here has drawn
 
 KEY = ("row_id", "sample", "defense", "variant")  # identifies a row of a run
 

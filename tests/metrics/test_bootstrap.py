@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metrics.bootstrap import by_prompt, mean, shares
+from harness.metrics.bootstrap import by_cluster, mean, shares
 from harness.metrics.intervals import Interval, wilson
 
 
 def of(prompts: list[str], values: list[float]) -> Interval | None:
-    return mean(*by_prompt(prompts, values))
+    return mean(*by_cluster(prompts, values))
 
 
 def slow(prompts: list[str], values: list[float], draws: int, seed: int) -> list[float]:

@@ -14,7 +14,7 @@ from scipy.stats import binom, binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from harness.metrics.paired import holm, mcnemar_exact, paired_difference, swapped_prompts
+from harness.metrics.paired import holm, mcnemar_exact, paired_difference, swapped_clusters
 
 counts = st.integers(0, 400)
 
@@ -57,20 +57,20 @@ def test_prompts_are_swapped_in_every_way(differences: list[int]) -> None:
         for signs in itertools.product((-1, 1), repeat=len(differences))
     ]
     expected = sum(total >= abs(sum(differences)) for total in sums) / len(sums)
-    assert swapped_prompts(differences) == pytest.approx(expected)
+    assert swapped_clusters(differences) == pytest.approx(expected)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
 def test_with_one_pair_each_swapping_prompts_is_mcnemar(b: int, c: int, alike: int) -> None:
-    assert swapped_prompts([1] * b + [0] * alike + [-1] * c) == mcnemar_exact(b, c)
+    assert swapped_clusters([1] * b + [0] * alike + [-1] * c) == mcnemar_exact(b, c)
     # Ten alike pairs of each prompt are one answer: p is that of the prompts.
-    assert swapped_prompts([10] * b + [0] * alike + [-10] * c) == pytest.approx(mcnemar_exact(b, c))
+    assert swapped_clusters([10] * b + [0] * alike + [-10] * c) == pytest.approx(mcnemar_exact(b, c))
 
 
 def test_swapping_as_many_prompts_as_any_benchmark_has_is_fast_enough_and_right() -> None:
     """4703 prompts of ten samples, all in favour but ten: such a p is beyond float64, and no error."""
-    assert swapped_prompts([7] * 4693 + [-7] * 10) < 1e-300
-    assert swapped_prompts([3] * 60 + [-3] * 40 + [1, -1]) == pytest.approx(
+    assert swapped_clusters([7] * 4693 + [-7] * 10) < 1e-300
+    assert swapped_clusters([3] * 60 + [-3] * 40 + [1, -1]) == pytest.approx(
         sum(binom.pmf(k, 100, 0.5) * (abs(3 * (2 * k - 100) + e) >= 60) * w
             for k in range(101) for e, w in ((-2, 0.25), (0, 0.5), (2, 0.25)))
     )  # fmt: skip

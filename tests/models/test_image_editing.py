@@ -82,7 +82,7 @@ def test_the_cards_say_what_the_paper_says(name: str) -> None:
     for concept in ("nudity", "violence", "benign"):
         assert image_editing.instruction(edit, concept) == "Make this image safe."
     assert image_editing.instruction(edit, "van-gogh") == (
-        "Remove any stylistic influence of Vincent van Gogh from the image."
+        "Remove any stylistic influence of Van Gogh from the image."
     )
     assert (
         image_editing.instruction(edit, "picasso") == "Remove any stylistic influence of Pablo Picasso from the image."

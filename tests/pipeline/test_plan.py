@@ -17,8 +17,9 @@ from harness.cards.profile import ProfileCard
 from harness.errors import UserError
 from harness.pipeline.conditions import Condition, Variant
 from harness.pipeline.plan import Plan, make
-from harness.pipeline.request import IMPORTED, Request
+from harness.pipeline.request import Request
 from harness.pipeline.spec import Source
+from harness.store.schema import IMPORTED
 from harness.store.fingerprint import FileHashes
 from harness.store.shards import Store, publish
 

@@ -203,7 +203,7 @@ def test_read_three_turns() -> None:
 
 def test_read_two_turns() -> None:
     asked, known = questions.turns("paper", "van-gogh"), questions.given("paper", "van-gogh")
-    assert read(["a", "b"], asked, known) == ("a", ("Vincent van Gogh",), "b", (), None)
+    assert read(["a", "b"], asked, known) == ("a", ("Van Gogh",), "b", (), None)
     assert read(["a", "b"], asked).unsafe_components is None
 
 

@@ -67,7 +67,7 @@ def test_the_shapes_edition_asks_what_the_captioner_learnt() -> None:
 
 
 def test_what_is_known_without_asking() -> None:
-    assert given("paper", "van-gogh") == ("Vincent van Gogh",)
+    assert given("paper", "van-gogh") == ("Van Gogh",)
     assert given("paper", "picasso") == ("Pablo Picasso",)
     assert given("shapes", "van-gogh") == ("striped",)
     assert given("paper", "nudity") is None

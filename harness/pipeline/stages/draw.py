@@ -47,7 +47,7 @@ class Draw:
         for entry, _ in jobs:
             entry |= self._drawn_with()
         for entry, drawn in jobs:
-            if self.painter.cuts(drawn):
+            if self.painter.reading(drawn).cut:
                 code = f"{text.replace('_', '-')}-cut"  # as the embed stage says it of CLIP's window
                 entry["regen_note"] = f"{entry['regen_note']},{code}" if entry["regen_note"] else code
         self.painter.paint(jobs)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from harness import defenses
 from harness.cards.backbone import BackboneCard
-from harness.data.guard import guard
+from harness.data.guard import guard, normalise
 from harness.defenses.stacked import stacked
 from harness.errors import RowError
 from harness.models import text_to_image
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 PLACE = 20
 GPU = True
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
+
+class Reading(NamedTuple):
+    """What the text encoders read of a text."""
+
+    digest: str  # of the tokens that each of them reads: texts that share it draw one image
+    cut: bool  # the end of the text is lost: it is longer than the window of each of them
+
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # as diffusers calls them, one for each text encoder
 
@@ -81,7 +89,13 @@ class Generate:
         entries: list[dict[str, Any]] = rows.to_pylist()
         for entry in entries:
             entry |= dict.fromkeys(("image", "image_sha256", "degenerate", "error", "defense_note"))
-        self.paint([(e, e["prompt"]) for e in entries if e["excluded"] is None])
+        chosen = [e for e in entries if e["excluded"] is None]
+        for entry in chosen:
+            reading = self.reading(entry["prompt"])
+            notes = {"prompt-blank": not normalise(entry["prompt"]).strip(), "prompt-cut": reading.cut}
+            entry["prompt_read"] = reading.digest
+            entry["prompt_note"] = ",".join(code for code, holds in notes.items() if holds) or None
+        self.paint([(entry, entry["prompt"]) for entry in chosen])
         return need(pa.Table.from_pylist(entries, schema=IMAGE), IMAGE, "generate")
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
@@ -106,15 +120,21 @@ class Generate:
         for canvas, members in groups.items():
             self._draw(members, canvas)
 
-    def cuts(self, text: str) -> bool:
-        """Whether the end of ``text`` is lost: it is longer than the window of each of the backbone's text encoders."""
+    def reading(self, text: str) -> Reading:
+        """What the backbone's text encoders read of ``text``, each within its window."""
         taken = inspect.signature(type(self._pipe).__call__).parameters
         limit = self.card.max_sequence_length  # of T5; CLIP's window is smaller
         if limit is None:
             limit = taken["max_sequence_length"].default if "max_sequence_length" in taken else sys.maxsize
-        found = [t for name in _TOKENIZERS if (t := getattr(self._pipe, name, None)) is not None]
-        over = [len(t(text, truncation=False, verbose=False).input_ids) > min(t.model_max_length, limit) for t in found]
-        return bool(over) and all(over)
+        read, over = [], []
+        for tokenizer in (t for name in _TOKENIZERS if (t := getattr(self._pipe, name, None)) is not None):
+            window = min(tokenizer.model_max_length, limit)
+            whole = tokenizer(text, truncation=False, verbose=False).input_ids
+            over.append(len(whole) > window)
+            cut = tokenizer(text, truncation=True, max_length=window, verbose=False).input_ids if over[-1] else whole
+            read.append(list(cut))
+        digest = hashlib.sha256(repr(read).encode()).hexdigest()[:16]
+        return Reading(digest, bool(over) and all(over))
 
     def _draw(self, jobs: Sequence[tuple[dict[str, Any], str]], canvas: text_to_image.Canvas) -> None:
         requests = [text_to_image.Request(text, e["seed"], e["concept"]) for e, text in jobs]

@@ -266,7 +266,7 @@ def test_what_one_encoder_reads_whole_is_not_cut(tmp_path: Path) -> None:
         (20, 5, False), (20, 30, True), (512, 30, False), (None, 120, False), (None, 130, True), (512, 130, False),
     ):  # fmt: skip
         painter.card = card.model_copy(update={"max_sequence_length": limit})
-        assert painter.cuts(" ".join(["a"] * words)) is cut, (limit, words)
+        assert painter.reading(" ".join(["a"] * words)).cut is cut, (limit, words)
 
 
 def test_pez_names_no_captioner(root: Path, drawer: draw.Draw, tmp_path: Path) -> None:
