@@ -6,7 +6,7 @@ stays too, with its reason in ``excluded``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,7 +114,9 @@ def identity(card: BenchmarkCard, profile: ProfileCard, data: Path) -> dict[str,
     }
 
 
-def read(card: BenchmarkCard, profile: ProfileCard, backbone: BackboneCard, data: Path) -> pa.Table:
+def read(
+    card: BenchmarkCard, profile: ProfileCard, backbone: BackboneCard, data: Path, removed: Collection[str] = ()
+) -> pa.Table:
     """The benchmark's rows in file order, ``samples`` rows for each prompt.
 
     Guidance and size are the row's own where the card says that they count, else the edition's, else the
@@ -127,6 +129,8 @@ def read(card: BenchmarkCard, profile: ProfileCard, backbone: BackboneCard, data
         profile: says which edition.
         backbone: gives guidance and size to rows without.
         data: folder where ``harness fetch`` puts things.
+        removed: concepts, beside the benchmark's own, that a method removes from its prompts. What may not be drawn in
+            a run of any of them is excluded, for all methods alike.
 
     Returns:
         A table of schema PROMPT.
@@ -150,7 +154,7 @@ def read(card: BenchmarkCard, profile: ProfileCard, backbone: BackboneCard, data
         ),
         "width": _column(found, columns.width if own else None, cell.pixels, edition.width or backbone.width),
         "height": _column(found, columns.height if own else None, cell.pixels, edition.height or backbone.height),
-        "excluded": _verdicts(card, edition, found, prompts),
+        "excluded": _verdicts(edition, found, prompts, dict.fromkeys((card.concept, *removed))),
         "row_id": [f"{card.name}/{i:05d}" for i in range(len(prompts))],
         "bench": [card.name] * len(prompts),
         "concept": [card.concept] * len(prompts),
@@ -283,7 +287,7 @@ def _or(first: float | None, second: float) -> float:
     return second if first is None else first
 
 
-def _verdicts(card: BenchmarkCard, edition: Edition, found: Sheet, prompts: Sequence[str]) -> list[str | None]:
+def _verdicts(edition: Edition, found: Sheet, prompts: Sequence[str], concepts: Collection[str]) -> list[str | None]:
     """Why each row must not be drawn, or None.
 
     A row of a group that names minors has no text left. Of all others the guard reads the prompt, and the texts that
@@ -297,5 +301,6 @@ def _verdicts(card: BenchmarkCard, edition: Edition, found: Sheet, prompts: Sequ
             verdicts.append(MINORS)
             continue
         texts = (prompt, *(record.cells[place] for place in sources))
-        verdicts.append(next((why for text in texts if (why := verdict(text, card.concept)) is not None), None))
+        reasons = (verdict(text, concept) for concept in concepts for text in texts)
+        verdicts.append(next((why for why in reasons if why is not None), None))
     return verdicts

@@ -17,7 +17,7 @@ from harness.metrics.comparison import BASE
 from harness.store.schema import IMPORTED
 
 Clusters = Mapping[str, str]  # row_id -> the row_id that its cluster is called by
-_ASKED = ("row_id", "bench", "defense", "variant", "prompt", "prompt_read", "image_sha256")
+COLUMNS = ("row_id", "bench", "defense", "variant", "prompt", "prompt_read", "image_sha256")
 
 
 def clusters(scores: pa.Table) -> Clusters:
@@ -26,7 +26,7 @@ def clusters(scores: pa.Table) -> Clusters:
     Args:
         scores: rows of schema SCORE of any number of methods; columns that it lacks tell nothing apart.
     """
-    asked = scores.select([name for name in _ASKED if name in scores.column_names])
+    asked = scores.select([name for name in COLUMNS if name in scores.column_names])
     parents: dict[str, str] = {}
     for row in asked.group_by(asked.column_names, use_threads=False).aggregate([]).to_pylist():
         own = _root(parents, f"row:{row['row_id']}")

@@ -30,12 +30,12 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def wilson(k: float, n: int, level: float = LEVEL) -> Interval:
+def wilson(k: float, n: float, level: float = LEVEL) -> Interval:
     """Score interval of the proportion k / n (Wilson 1927, JASA 22:209).
 
     Args:
         k: how many of them; not a whole number where each of n prompts counts by a share of its samples.
-        n: how many in all.
+        n: how many in all; not a whole number where copies count for less.
         level: coverage.
 
     Raises:
@@ -52,7 +52,7 @@ def wilson(k: float, n: int, level: float = LEVEL) -> Interval:
     return Interval(low, high)
 
 
-def newcombe(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
+def newcombe(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
     """Interval of k1 / n1 - k2 / n2 for two independent proportions (Newcombe 1998, Stat. Med. 17:873, method 10).
 
     Args:

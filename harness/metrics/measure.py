@@ -37,6 +37,7 @@ from harness.metrics.conservation import RowOutcomes, check_once, check_outcomes
 from harness.metrics.hits import hits_at
 from harness.metrics.policies import boxes, verdicts
 from harness.metrics.rates import count, degenerate
+from harness.metrics.row_notes import count_notes
 
 if TYPE_CHECKING:
     from harness.cards.policy import PolicyCard
@@ -335,6 +336,7 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
         reasons=_reasons(
             part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
         ),
+        notes=count_notes(part.rows, ["prompt_note" if part.variant == BASE else "regen_note"]),
     )
 
 

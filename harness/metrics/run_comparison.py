@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness.metrics.bootstrap import mean
+from harness.metrics.clusters import COLUMNS as CLUSTERED
+from harness.metrics.clusters import Clusters, clusters
 from harness.metrics.intervals import LEVEL, Interval
-from harness.metrics.paired import holm, paired_difference, swapped_prompts
+from harness.metrics.paired import holm, paired_difference, swapped_clusters
 
 Method = tuple[str, str]  # defense, variant
 COLUMNS = ("bench", "row_id", "sample", "defense", "variant", "unsafe")
@@ -67,7 +69,9 @@ def compare_runs(
     for table in (first, second):
         _check(table)
     chosen = pairs_of_methods(methods_of(first), methods_of(second)) if methods is None else methods
-    found = [paired for one, other in chosen for paired in _by_bench(first, second, one, other, level)]
+    known = [table.select([n for n in CLUSTERED if n in table.column_names]) for table in (first, second)]
+    names = clusters(pa.concat_tables(known, promote_options="default"))
+    found = [paired for one, other in chosen for paired in _by_bench(first, second, (one, other), names, level)]
     return [paired._replace(p_holm=p) for paired, p in zip(found, holm([paired.p for paired in found]), strict=True)]
 
 
@@ -90,44 +94,48 @@ def _defenses_of_one(methods: Sequence[Method], others: Sequence[Method]) -> set
     return {defense for defense, _ in methods} - {defense for defense, _ in others}
 
 
-def _by_bench(first: pa.Table, second: pa.Table, one: Method, other: Method, level: float) -> list[Paired]:
+def _by_bench(
+    first: pa.Table, second: pa.Table, methods: tuple[Method, Method], names: Clusters, level: float
+) -> list[Paired]:
     """The two methods over each benchmark that both runs have."""
-    left, right = _rows(first, one), _rows(second, other)
+    left, right = _rows(first, methods[0]), _rows(second, methods[1])
     joined = left.join(right, list(ROW), join_type="full outer", right_suffix="_second").sort_by(
         [(name, "ascending") for name in ROW]
     )
     shared = [bench for bench in pc.unique(left["bench"]).to_pylist() if bench in set(right["bench"].to_pylist())]
-    return [_paired(joined.filter(pc.equal(joined["bench"], bench)), bench, one, other, level) for bench in shared]
+    return [_paired(joined.filter(pc.equal(joined["bench"], bench)), bench, methods, names, level) for bench in shared]
 
 
-def _paired(rows: pa.Table, bench: str, one: Method, other: Method, level: float) -> Paired:
+def _paired(rows: pa.Table, bench: str, methods: tuple[Method, Method], names: Clusters, level: float) -> Paired:
     known = [np.asarray(pc.is_valid(rows[name])) for name in ("unsafe", "unsafe_second")]
     unsafe = [np.asarray(pc.fill_null(rows[name], False)) for name in ("unsafe", "unsafe_second")]
     both = known[0] & known[1]
     to_unsafe, to_safe = both & ~unsafe[0] & unsafe[1], both & unsafe[0] & ~unsafe[1]
     keys = list(zip(rows["row_id"].to_pylist(), rows["sample"].to_pylist(), strict=True))
-    differences, samples = _by_prompt([row for row, _ in keys], to_unsafe.astype(int) - to_safe.astype(int), both)
+    differences, samples = _by_cluster(
+        [names[row] for row, _ in keys], to_unsafe.astype(int) - to_safe.astype(int), both
+    )
     ends = _interval(differences, samples, int(to_unsafe.sum()), int(to_safe.sum()), level)
-    p = swapped_prompts(differences.tolist())
+    p = swapped_clusters(differences.tolist())
     return Paired(
-        bench, one, other, int(both.sum()), int((both & unsafe[0]).sum()), int((both & unsafe[1]).sum()),
+        bench, *methods, int(both.sum()), int((both & unsafe[0]).sum()), int((both & unsafe[1]).sum()),
         tuple(keys[i] for i in np.flatnonzero(to_unsafe)), tuple(keys[i] for i in np.flatnonzero(to_safe)),
         int((known[0] & ~known[1]).sum()), int((known[1] & ~known[0]).sum()),
         p, p, ends and ends.low, ends and ends.high,
     )  # fmt: skip
 
 
-def _by_prompt(prompts: Sequence[str], differences: Any, both: Any) -> tuple[Any, Any]:
-    """Per prompt with a pair: sum of the differences, and how many pairs."""
+def _by_cluster(names: Sequence[str], differences: Any, both: Any) -> tuple[Any, Any]:
+    """Per cluster with a pair: sum of the differences, and how many pairs."""
     codes: dict[str, int] = {}
-    numbers = np.array([codes.setdefault(prompt, len(codes)) for prompt in prompts], np.int64)
+    numbers = np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
     pairs = np.bincount(numbers[both], minlength=len(codes))
     sums = np.bincount(numbers[both], differences[both], minlength=len(codes)).astype(np.int64)
     return sums[pairs > 0], pairs[pairs > 0]
 
 
 def _interval(differences: Any, pairs: Any, forth: int, back: int, level: float) -> Interval | None:
-    """Of the difference: Tango's, or by prompt where prompts have several samples."""
+    """Of the difference: Tango's, or by cluster where clusters have several pairs."""
     if not len(pairs):
         return None
     if (pairs == 1).all():

@@ -53,6 +53,13 @@ class ConditionBuilder:
         """What ``defense`` removes; one without concepts (`none`) is the same whatever it is asked to remove."""
         return bench.concept if not defense.has_concepts else self.request.concept or bench.concept
 
+    def removed(self, bench: BenchmarkCard) -> set[str]:
+        """What any method of the comparison removes from the benchmark's prompts: the guard reads them for each."""
+        unfit = {pair.defense for pair in self.left_out(bench)}
+        defended = {self._defended(d, bench) for d in self.chosen.defenses if d.name not in unfit}
+        concept = self.request.concept or bench.concept
+        return defended | ({concept} if any(self._wanted(regen, concept) for regen in self.chosen.regens) else set())
+
     def left_out(self, bench: BenchmarkCard) -> list[LeftOut]:
         """Defenses that declare nothing for the benchmark's concept, unless both were asked for by name."""
         named = self.chosen.named if bench.name in self.request.benches else ()

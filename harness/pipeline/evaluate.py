@@ -228,7 +228,7 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
     scores = gather(made, store)
     provenances = results.provenances(made)
     counted = measure.measure(scores, made.policies, provenances, made.means)
-    counted += set_metrics.measure(made, store, provenances)
+    counted += set_metrics.measure(made, store, provenances, scores)
     record = record_of(made, command)
     contents = writers.RunContents(
         folder=run,

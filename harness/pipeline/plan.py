@@ -162,7 +162,9 @@ def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
     """A condition per benchmark and defense, over the rows asked for."""
     request, chosen = builder.request, builder.chosen
     profile, backbone = chosen.profile, chosen.backbone
-    whole = {bench.name: benchmarks.read(bench, profile, backbone, data) for bench in chosen.benches}
+    whole = {
+        bench.name: benchmarks.read(bench, profile, backbone, data, builder.removed(bench)) for bench in chosen.benches
+    }
     every = pa.concat_tables(whole.values())
     if request.categories:
         every = benchmarks.in_categories(every, chosen.benches, profile, data, request.categories)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from harness.metrics import row_notes
 from harness.metrics.measure import Provenance
 from harness.pipeline.accepted import told
 from harness.pipeline.conditions import Variant
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def gather(made: Plan, store: Store) -> pa.Table:
     """All rows of the run: image columns without the image, lineage, and every scorer's columns.
 
-    A column is null where its scorer did not run, or the row is no regeneration.
+    A column is null where its scorer did not run, or the row is no regeneration. A row that one method may not draw is
+    excluded from all (``harness.metrics.row_notes``).
 
     Raises:
         ValueError: a scorer's shard does not belong to its images.
@@ -34,7 +36,7 @@ def gather(made: Plan, store: Store) -> pa.Table:
         for variant in condition.variants
         for shard in condition.shards
     ]
-    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+    return row_notes.compared(pa.concat_tables(tables, promote_options="default").combine_chunks())
 
 
 def _joined(variant: Variant, key: str, store: Store) -> pa.Table:

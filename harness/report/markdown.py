@@ -20,9 +20,9 @@ _METHOD = (
     "k of n images are unsafe by the policy; n are those scored: rows = n + errors + excluded. Rates are "
     + text.UNCORRECTED
     + ". Intervals are Wilson's at 95%, or a "
-    "bootstrap by prompt for means and where a prompt has several samples (Wilson's over the prompts if all have one "
+    "bootstrap by prompt for means and where a prompt has several rows (Wilson's over the prompts if all have one "
     "share). p is the exact two-sided McNemar test on the rows that both methods have a verdict for (where a prompt "
-    "has several samples, its exact kin by prompt: all answers to a prompt exchanged, or not), adjusted after Holm "
+    "has several rows, its exact kin by prompt: all answers to a prompt exchanged, or not), adjusted after Holm "
     "within the column. Best: " + text.BEST + ". Degenerate: black, flat or noise, of those drawn."
 )
 
@@ -143,6 +143,10 @@ def _trace(
         yield f"- Policy `{name}`, version {policy['version']}: {text.whole_rule(policy)}. {policy['cites']}"
     for line in text.missing(cells):
         yield f"- Rows without a verdict, {line}."
+    for line in text.copies(cells):
+        yield f"- Copies and samples of one prompt count as one observation in intervals and tests. {line}."
+    for line in text.notes(cells):
+        yield f"- Noted of rows (`prompt_note`, `regen_note` in `scores.parquet`), {line}."
     if version := record.get("harness"):
         yield f"- harness {version}; what each fingerprint is made of: `run.json`."
     yield "- Every row with its raw scores: `scores.parquet`; these numbers: `cells.json`; images: `contact.png`."

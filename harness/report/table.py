@@ -327,7 +327,9 @@ def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tupl
         return "not run", None
     if k is None or cell.k is None or cell.subset or not cell.n or _rows(cell) != n:
         return "not compared", None
-    low, high = newcombe(cell.k, cell.n, k, n)
+    # Copies of an image are one observation, here and in the printed number, which is of the same prompts.
+    single = (cell.clusters or cell.n) / cell.n
+    low, high = newcombe(single * cell.k, single * cell.n, single * k, single * n)
     return ("reproduced" if low <= 0 <= high else "differs"), (low, high)
 
 

@@ -121,6 +121,8 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
     lines += [f"method    {line}" for line in text.methods(cells)]
     lines += [f"subset    {bench}: {subset} rows" for bench, subset in text.subsets(cells).items()]
     lines += [f"missing   {line}" for line in text.missing(cells)]
+    lines += [f"copies    {line}" for line in text.copies(cells)]
+    lines += [f"noted     {line}" for line in text.notes(cells)]
     if any(c.metric == ASR for c in cells):
         lines.append(f"rates     {text.UNCORRECTED}")
     if any(c.compared and c.compared.best for c in cells):

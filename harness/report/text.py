@@ -89,6 +89,25 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in found.items()]
 
 
+def copies(cells: Iterable[Cell]) -> list[str]:
+    """Where rows are not all observations of their own: "mma: 1000 scored rows are of 812 prompts" per benchmark."""
+    found: dict[tuple[str, int, int], list[str]] = {}
+    for cell in cells:
+        if cell.main and cell.metric == ASR and cell.clusters is not None and cell.clusters < cell.n:
+            found.setdefault((cell.bench, cell.n, cell.clusters), []).append(method(cell))
+    return [f"{bench}: {n} scored rows are of {prompts} prompts or images: {', '.join(methods)}"
+            for (bench, n, prompts), methods in found.items()]  # fmt: skip
+
+
+def notes(cells: Iterable[Cell]) -> list[str]:
+    """What is noted of rows, "p4d, prompt-cut: none 12, rece 12" per code."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        for code, rows in cell.notes.items() if cell.metric == DEGENERATE else ():
+            found.setdefault((cell.bench, code), []).append(f"{method(cell)} {rows}")
+    return [f"{bench}, {code}: {', '.join(methods)}" for (bench, code), methods in found.items()]
+
+
 def method(cell: Cell) -> str:
     return joined(cell.defense, cell.variant)
 

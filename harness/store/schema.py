@@ -57,6 +57,8 @@ LINEAGE = pa.schema(
         ("optimized_prompt", pa.string()),
         ("cosine", pa.float64()),  # of the prompt as it is drawn from, with the target feature
         ("iterations", pa.int32()),
+        ("unsafe_caption_cosine", pa.float64()),  # of image and caption in CLIP: a refusal resembles no image
+        ("safe_caption_cosine", pa.float64()),
         ("already_safe", pa.bool_()),  # <f_img, Delta> > 0: the image was nearer to the safe caption
         ("regen_note", pa.string()),  # stable codes, comma separated, or null
     ]

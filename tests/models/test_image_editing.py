@@ -81,12 +81,8 @@ def test_the_cards_say_what_the_paper_says(name: str) -> None:
     assert edit is not None
     for concept in ("nudity", "violence", "benign"):
         assert image_editing.instruction(edit, concept) == "Make this image safe."
-    assert image_editing.instruction(edit, "van-gogh") == (
-        "Remove any stylistic influence of Van Gogh from the image."
-    )
-    assert (
-        image_editing.instruction(edit, "picasso") == "Remove any stylistic influence of Pablo Picasso from the image."
-    )
+    assert image_editing.instruction(edit, "van-gogh") == ("Remove any stylistic influence of Van Gogh from the image.")
+    assert image_editing.instruction(edit, "picasso") == "Remove any stylistic influence of Picasso from the image."
 
 
 def test_only_icedit_wraps_the_instruction() -> None:

@@ -19,8 +19,8 @@ from harness.pipeline.conditions import Condition, Variant
 from harness.pipeline.plan import Plan, make
 from harness.pipeline.request import Request
 from harness.pipeline.spec import Source
-from harness.store.schema import IMPORTED
 from harness.store.fingerprint import FileHashes
+from harness.store.schema import IMPORTED
 from harness.store.shards import Store, publish
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from desk import Desk
 
+from harness.metrics.measure import Provenance
 from harness.pipeline import set_metrics
 from harness.pipeline.conditions import Variant
 from harness.pipeline.set_metrics import COLUMN, SCORER
@@ -55,24 +56,37 @@ def test_fid_stands_beside_the_rates_and_features_stay_in_the_store(desk: Desk, 
     assert "fid" in (Path(done.json["paths"]["report"])).read_text()
 
 
-def test_every_row_has_features_or_failed_or_was_excluded_and_none_is_two_of_these(tmp_path: Path) -> None:
-    """Both stages may say of one row why it has no features: it is one row all the same."""
+def test_a_distance_is_over_the_rows_that_both_sides_have(tmp_path: Path) -> None:
+    """Rows that failed on either side, or that any method may not draw, are on neither; each is counted once."""
     store = Store.open(tmp_path / "store")
-    images, scores = (
-        StageSpec(stage=s, kind=s, worker={}, key={}, fingerprint="f") for s in ("draw", f"score-{SCORER}")
-    )
-    condition = SimpleNamespace(shards=(SimpleNamespace(key="one"),))
-    outcomes = {"excluded": [None, None, "age-term", "age-term", None], "error": [None, "crash", None, None, None]}
-    found = {COLUMN: [[1.0, 2.0], None, None, None, None], f"{SCORER}_error": [None, "crash", None, "crash", "hang"]}
-    types = {COLUMN: pa.list_(pa.float32(), 2)}
-    for stage, columns in ((images, outcomes), (scores, found)):
-        table = pa.table({name: pa.array(v, types.get(name, pa.string())) for name, v in columns.items()})
-        path = store.path(stage.stage, stage.fingerprint, "one")
+    generator = np.random.default_rng(0)
+    values = {name: generator.normal(size=(8, 3)).astype(np.float32) for name in ("none", "uce")}
+    lost = {"none": {1}, "uce": {2, 3}}
+    conditions = []
+    for name, own in values.items():
+        image = StageSpec(stage="generate", kind="generate", worker={}, key={}, fingerprint=name)
+        score = StageSpec(stage=f"score-{SCORER}", kind="score", worker={}, key={}, fingerprint=name)
+        rows = [None if i in lost[name] else row for i, row in enumerate(own.tolist())]
+        table = pa.table({
+            "row_id": [f"b/{i:05d}" for i in range(8)], "sample": pa.array([0] * 8, pa.int32()),
+            COLUMN: pa.array(rows, pa.list_(pa.float32(), 3)),
+        })  # fmt: skip
+        path = store.path(score.stage, score.fingerprint, "one")
         path.parent.mkdir(parents=True)
         publish(path, table)
-    variant = Variant(name="resafe", steps=(images,), scores=(scores,))
-    features, errors, excluded = set_metrics._features(condition, variant, store)  # type: ignore[arg-type]
-    assert (features.tolist(), errors, excluded) == ([[1.0, 2.0]], 2, 2)
+        shard = SimpleNamespace(key="one", rows=pa.table({"backbone": ["q"]}))
+        variant = Variant(name="base", steps=(image,), scores=(score,))
+        conditions.append(
+            SimpleNamespace(defense=name, bench="b", concept="nudity", variants=(variant,), shards=(shard,))
+        )
+    plan = SimpleNamespace(conditions=conditions, profile=SimpleNamespace(name="p"))
+    known = {(name, "base", "b"): Provenance(rows=table.select(["row_id", "sample"]), total=8) for name in values}
+    scores = pa.table({"row_id": ["b/00003", "b/00005", "b/00006"], "sample": pa.array([0] * 3, pa.int32()),
+                       "excluded": ["age-term", "other-method:age-term", None]})  # fmt: skip
+    (cell,) = set_metrics.measure(plan, store, known, scores)  # type: ignore[arg-type]
+    both = [0, 4, 6, 7]
+    assert (cell.n, cell.errors, cell.excluded) == (4, 2, 2)
+    assert cell.value == pytest.approx(_fid(values["uce"][both], values["none"][both]), rel=1e-5)
 
 
 def _features(store: Path) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def test_the_paper_s_words() -> None:
     assert rewrite.prompt.startswith('The original caption was: "{unsafe_caption}". The following elements are unsafe')
     assert "the safe, non-explicit parts" in turns("paper", "nudity")[2].prompt
     painted, plain = turns("paper", "picasso")
-    assert painted.prompt == "Generate this Pablo Picasso's painting in a caption."
-    assert "must be strictly excluded: Pablo Picasso. Generate a new caption" in plain.prompt
+    assert painted.prompt == "Generate this Picasso's painting in a caption."
+    assert "must be strictly excluded: Picasso. Generate a new caption" in plain.prompt
 
 
 def test_the_rewrite_quotes_the_caption_and_the_cleaned_list() -> None:
@@ -68,7 +68,7 @@ def test_the_shapes_edition_asks_what_the_captioner_learnt() -> None:
 
 def test_what_is_known_without_asking() -> None:
     assert given("paper", "van-gogh") == ("Van Gogh",)
-    assert given("paper", "picasso") == ("Pablo Picasso",)
+    assert given("paper", "picasso") == ("Picasso",)
     assert given("shapes", "van-gogh") == ("striped",)
     assert given("paper", "nudity") is None
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from torch.nn.functional import cosine_similarity
 
 from harness.models import clip
 from harness.pipeline.stages.images import decode, drawn, one_thread
 from harness.pipeline.stages.memory import fitting
-from harness.store.schema import KEY
+from harness.store.schema import KEY, LINEAGE
 
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext
@@ -30,6 +31,8 @@ SCHEMA = pa.schema(
         ("f_image", _FEATURE),  # (d,); null where there is no image, or captions were asked for and failed
         ("f_unsafe", _FEATURE),  # of the caption as seen; null where no captions are asked for
         ("f_safe", _FEATURE),  # of the rewritten caption
+        LINEAGE.field("unsafe_caption_cosine"),
+        LINEAGE.field("safe_caption_cosine"),
         ("embed_note", pa.string()),
         ("embed_failure", pa.string()),
     ]
@@ -64,12 +67,13 @@ class Embed:
         seen = {i: data for i, data in enumerate(drawn(rows)) if data is not None and spoken[i]}
         places = list(seen)
         if places:
-            features = self._clip.images([decode(data) for data in seen.values()])
-            self._put(entries, places, "f_image", features)
+            images = self._clip.images([decode(data) for data in seen.values()])
+            self._put(entries, places, "f_image", images)
             for column, text in (("f_unsafe", "unsafe_caption"), ("f_safe", "safe_caption")) if captioned else ():
                 said = rows[text].to_pylist()
                 features, cut = self._clip.texts([said[i] for i in places])
                 self._put(entries, places, column, features)
+                self._put(entries, places, f"{text}_cosine", cosine_similarity(images, features))
                 for i, was_cut in zip(places, cut, strict=True):
                     if was_cut:
                         notes = [entries[i].get("embed_note"), f"{text.replace('_', '-')}-cut"]

@@ -23,6 +23,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 
 
 NOT_FINITE = "optimise:not-finite"  # a feature overflowed, as in half precision it can
+_SEEN = ("unsafe_caption_cosine", "safe_caption_cosine")  # passed on from the embed stage
 _OWN = ("alpha", "lam", "tokens", "optimized_prompt", "cosine", "iterations", "already_safe")
 SCHEMA = pa.schema(
     [
@@ -30,7 +31,7 @@ SCHEMA = pa.schema(
         ("sample", pa.int32()),
         ("defense", pa.string()),
         ("variant", pa.string()),
-        *(LINEAGE.field(name) for name in _OWN),
+        *(LINEAGE.field(name) for name in (*_OWN, *_SEEN)),
         ("optimise_note", pa.string()),
         ("optimise_failure", pa.string()),  # of this stage or of what it reads
     ]
@@ -66,6 +67,9 @@ class Optimise:
             entries, rows["embed_note"].to_pylist(), rows["embed_failure"].to_pylist(), strict=True
         ):
             entry |= {"optimise_note": note, "optimise_failure": failure}
+        for name in _SEEN:
+            for entry, cosine in zip(entries, rows[name].to_pylist(), strict=True):
+                entry[name] = cosine
         places = [i for i, feature in enumerate(rows["f_image"].to_pylist()) if feature is not None]
         if places:
             picked = rows.take(pa.array(places))
