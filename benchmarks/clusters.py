@@ -4,7 +4,7 @@ MMA-Diffusion's 1,000 rows hold 812 different prompts. However the other 188 are
 observation. Simulated with the functions that a run's cells come from: rates of a method (interval), and two methods
 that are alike (test).
 
-    python benchmarks/clusters.py [--trials 4000]
+    python -m benchmarks.clusters [--trials 4000]
 """
 
 from __future__ import annotations

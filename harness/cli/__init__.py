@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from harness.cli import audit, build, catalog, compare, evaluate, fetch, images, judge, publish, report, store
+from harness.cli.repeated import watch
 from harness.errors import TransientError, UserError
 from harness.store.version import __version__
 
@@ -86,7 +87,8 @@ def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     sys.stdout, sys.stderr = _outlive(sys.stdout), _outlive(sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # a command that leaves early gives its exit code
+        command = watch(typer.main.get_command(app))
+        sys.exit(command(standalone_mode=False) or 0)  # a command that leaves early gives its exit code
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)

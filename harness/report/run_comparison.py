@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError, nearest
+from harness.metrics import clusters
 from harness.metrics.policies import verdicts
 from harness.metrics.run_comparison import Method, Paired
 
@@ -23,12 +24,13 @@ def judged(scores: pa.Table, policies: Mapping[str, PolicyCard]) -> pa.Table:
     Raises:
         UserError: a policy needs a column that the scores lack.
     """
+    identity = [name for name in dict.fromkeys((*_IDENTITY, *clusters.COLUMNS)) if name in scores.column_names]
     parts = []
     for concept, policy in policies.items():
         rows = scores.filter(pc.equal(scores["concept"], concept))
         if rows.num_rows:
-            parts.append(rows.select(_IDENTITY).append_column("unsafe", verdicts(policy, rows)))
-    return pa.concat_tables(parts) if parts else scores.select(_IDENTITY).slice(0, 0)
+            parts.append(rows.select(identity).append_column("unsafe", verdicts(policy, rows)))
+    return pa.concat_tables(parts) if parts else scores.select(identity).slice(0, 0)
 
 
 _IDENTITY = ["bench", "row_id", "sample", "defense", "variant"]

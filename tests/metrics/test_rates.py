@@ -52,12 +52,8 @@ def test_degenerate_images_are_counted_among_those_drawn() -> None:
 
 def test_metrics_import_neither_torch_nor_scipy() -> None:
     code = (
-<<<<<<< HEAD
         "import sys, harness.metrics.rates, harness.metrics.paired\n"
         "import harness.metrics.intervals, harness.metrics.policies\n"
-=======
-        "import sys, harness.metrics.measure, harness.metrics.paired, harness.metrics.policies\n"
->>>>>>> ac91ade (Rows that one method may not draw stand out of all; notes on prompts, seeds and captions are counted)
         "print(sorted({'torch', 'scipy', 'statsmodels', 'pandas', 'ray'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
