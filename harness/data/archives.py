@@ -40,15 +40,19 @@ def unpack(data: bytes, path: Path) -> bytes:
 
 
 def _gunzip(data: bytes, path: Path) -> bytes:
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        content = stream.decompress(data, LARGEST + 1)
-    except zlib.error as error:
-        raise UserError(f"{show(path)}: is damaged gzip: {error}") from None
-    if len(content) > LARGEST:
-        raise UserError(f"{show(path)}: holds more than {LARGEST >> 20} MiB, which is no file of prompts")
-    if not stream.eof:
-        raise UserError(f"{show(path)}: is damaged gzip (is the file truncated?)")
+    """All members of a gzip file, one after another, as `cat a.gz b.gz` and parallel compressors make them."""
+    content = b""
+    while data:
+        stream = zlib.decompressobj(wbits=31)
+        try:
+            content += stream.decompress(data, LARGEST + 1 - len(content))
+        except zlib.error as error:
+            raise UserError(f"{show(path)}: is damaged gzip: {error}") from None
+        if len(content) > LARGEST:
+            raise UserError(f"{show(path)}: holds more than {LARGEST >> 20} MiB, which is no file of prompts")
+        if not stream.eof:
+            raise UserError(f"{show(path)}: is damaged gzip (is the file truncated?)")
+        data = stream.unused_data.lstrip(b"\0")  # tapes and some tools pad a file with zeros
     return content
 
 
