@@ -1,16 +1,20 @@
 """Images that were not drawn here: a folder of files, or a Parquet file with a column of encoded images.
 
 Each becomes a row like a benchmark's, known by the sha256 of its bytes: the same image under another folder's name
-is the same row, and is never computed twice.
+is the same row, and is never computed twice. What is no image of the user's is left out, and counted by reason.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +24,13 @@ from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
 from harness.store.schema import PROMPT
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HIDDEN = "hidden or system file"  # .*, ._*, __MACOSX, notebook checkpoints, thumbnails
+NO_IMAGE = "no image"
+UNREAD = "format that cannot be read whole"
+SEEN = "folder linked twice"
+_SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_EXTERNAL = frozenset({"EPS", "WMF", "MPEG"})  # that Pillow names, and reads by another program or not at all
+_ESCAPED = "bytes:"  # begins the source of a file whose path is not UTF-8, percent-encoded
 SOURCE = pa.schema([("source", pa.string()), ("source_sha256", pa.string())])  # beside PROMPT's columns
 SEED = 42
 _AT_ONCE = 64  # rows of a Parquet file in memory while it is listed
@@ -36,12 +46,22 @@ class ImageFile(NamedTuple):
     seed: int = SEED
 
 
-def read(path: Path, concept: str, canvas: BackboneCard) -> pa.Table:
+class Imported(NamedTuple):
+    """Images as rows, and how many files are none, by reason."""
+
+    rows: pa.Table
+    left_out: dict[str, int]
+
+
+def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
     """One row per image, sorted by name: columns of PROMPT and SOURCE.
 
+    In a folder an image is every file, in linked folders too, that Pillow reads whole, by its content or its suffix.
+
     Args:
-        path: a folder (subfolders too), or a Parquet file with a column ``image`` (encoded bytes, or Hugging Face's
-            struct with ``bytes``) and, if so wished, ``row_id`` or ``id``, ``prompt`` and ``seed``.
+        path: a folder (subfolders too), or a Parquet file with a column ``image`` (encoded bytes, paths relative to the
+            Parquet file, or Hugging Face's struct with ``bytes`` or ``path``) and, if so wished, ``row_id`` or ``id``,
+            ``prompt`` and ``seed``.
         concept: what is to be found or removed in them.
         canvas: the backbone whose size and guidance a regeneration is drawn with.
 
@@ -54,12 +74,13 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> pa.Table:
         list_images = _parquet
     else:
         raise UserError(f"--images {show(path)}: give a folder of images or a .parquet file")
+    left_out: Counter[str] = Counter()
     try:
-        found = list(list_images(path))
+        found = list(list_images(path, left_out))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
     if not found:
-        raise UserError(f"--images {show(path)}: holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"--images {show(path)}: holds no images{_told(left_out)}")
     names = [p.name.removesuffix(".png") for p in found]  # as the files are called that --save writes
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
@@ -74,7 +95,12 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> pa.Table:
         }
         for image in sorted(found, key=lambda p: p.name)
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=pa.schema([*PROMPT, *SOURCE]))
+    table = pa.Table.from_pylist(rows, schema=pa.schema([*PROMPT, *SOURCE]))
+    return Imported(table, dict(left_out.most_common()))
+
+
+def _told(left_out: Counter[str]) -> str:
+    return f" (left out: {', '.join(f'{reason} {n}' for reason, n in sorted(left_out.items()))})" if left_out else ""
 
 
 def load(source: str) -> bytes:
@@ -86,6 +112,8 @@ def load(source: str) -> bytes:
     path, mark, row = source.rpartition("#")
     if mark and path.endswith(".parquet") and row.isdigit():
         return _row(path, int(row))
+    if source.startswith(_ESCAPED):
+        return Path(os.fsdecode(unquote_to_bytes(source.removeprefix(_ESCAPED)))).read_bytes()
     return Path(source).read_bytes()
 
 
@@ -133,20 +161,100 @@ def _bench(path: Path) -> str:
     return f"images-{path.resolve().name if path.is_dir() else path.resolve().stem}"
 
 
-def _folder(path: Path) -> Iterator[ImageFile]:
-    for file in path.rglob("*"):
-        if file.suffix.lower() in SUFFIXES and not file.is_dir():
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            yield ImageFile(str(file.resolve()), file.relative_to(path).as_posix(), digest)
+def _folder(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
+    for file in _files(path, left_out):
+        relative = file.relative_to(path)
+        if any(part.startswith(".") or part.casefold() in _SYSTEM for part in relative.parts):
+            left_out[HIDDEN] += 1
+            continue
+        known = _formats().get(file.suffix.lower())
+        if not file.is_file() and not (known and file.is_symlink()):  # a link to nothing is an image that is missing
+            left_out[NO_IMAGE] += 1
+            continue
+        data = file.read_bytes()
+        kind = known or _identified(data)
+        if kind is None or kind not in _whole():
+            left_out[NO_IMAGE if kind is None else UNREAD] += 1
+            continue
+        yield ImageFile(_source(file), _name(relative.as_posix()), hashlib.sha256(data).hexdigest())
 
 
-def _parquet(path: Path) -> Iterator[ImageFile]:
+def _files(path: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """All files of a folder and of those in it; linked ones after the others, each real folder once."""
+    folders, linked, seen = [path], [], set()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop(0)
+        real = folder.resolve()
+        if real in seen:
+            left_out[SEEN] += 1
+            continue
+        seen.add(real)
+        for entry in sorted(folder.iterdir(), reverse=True):
+            if not entry.is_dir():
+                yield entry
+            elif entry.is_symlink():
+                linked.append(entry)
+            else:
+                folders.append(entry)
+
+
+@functools.lru_cache(maxsize=1)
+def _formats() -> dict[str, str]:
+    """Pillow's formats by suffix, of those that it opens."""
+    from PIL import Image
+
+    found = Image.registered_extensions()  # loads all formats
+    return {suffix: kind for suffix, kind in found.items() if kind in Image.OPEN}
+
+
+@functools.lru_cache(maxsize=1)
+def _whole() -> frozenset[str]:
+    """Formats that Pillow reads by itself, pixels and all."""
+    from PIL import Image, ImageFile
+
+    _formats()
+    stubs = {
+        k for k, (make, _) in Image.OPEN.items() if isinstance(make, type) and issubclass(make, ImageFile.StubImageFile)
+    }
+    return frozenset(Image.OPEN) - stubs - _EXTERNAL
+
+
+def _identified(data: bytes) -> str | None:
+    """The format that a file begins as, of those that are told by their first bytes."""
+    from PIL import Image
+
+    _formats()
+    for kind, (_, accept) in Image.OPEN.items():
+        if accept is not None and data and accept(data[:16]) is True:
+            try:
+                with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                    return image.format
+            except Exception:  # a broken file makes decoders raise almost anything
+                continue
+    return None
+
+
+def _source(file: Path) -> str:
+    """Where a file lies, as text that leads back to it."""
+    path = os.fsencode(file.parent.resolve() / file.name)
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        return _ESCAPED + quote_from_bytes(path)
+
+
+def _name(text: str) -> str:
+    """A file's name as text, with bytes that are no UTF-8 escaped."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _parquet(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if "image" not in names:
             raise UserError(f"{show(path)}: no column 'image'{nearest('image', names)} (it has: {', '.join(names)})")
         kind = file.schema_arrow.field("image").type
-        if not ((pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0) or _is_binary(kind)):
+        if not (_is_binary(kind) or _is_text(kind) or (pa.types.is_struct(kind) and _has_image(kind))):
             raise UserError(f"{show(path)}: column 'image' holds {kind}, not encoded images (bytes)")
         key = next((c for c in ("row_id", "id") if c in names), None)
         wanted = [c for c in ("image", key, "prompt", "seed") if c in names]
@@ -160,8 +268,34 @@ def _parquet(path: Path) -> Iterator[ImageFile]:
                 raise UserError(f"{show(path)}: row {i}: column 'prompt': {prompt!r} is no text")
             if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 64):
                 raise UserError(f"{show(path)}: row {i}: column 'seed': {seed!r} is no unsigned 64-bit number")
-            digest = hashlib.sha256(_bytes(row["image"])).hexdigest()
-            yield ImageFile(f"{path.resolve()}#{i}", name, digest, prompt or "", SEED if seed is None else seed)
+            elsewhere = _path(row["image"], path)
+            data = _bytes(row["image"]) if elsewhere is None else _there(elsewhere)
+            source = f"{path.resolve()}#{i}" if elsewhere is None else _source(elsewhere)
+            digest = hashlib.sha256(data).hexdigest()
+            yield ImageFile(source, name, digest, prompt or "", SEED if seed is None else seed)
+
+
+def _has_image(kind: pa.StructType) -> bool:
+    return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(same(kind) for same in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _path(image: Any, parquet: Path) -> Path | None:
+    """The file that a cell names instead of holding an image; a relative path begins beside the Parquet file."""
+    named = image.get("path") if isinstance(image, dict) else image
+    held = isinstance(image, dict) and image.get("bytes")
+    return parquet.resolve().parent / named if isinstance(named, str) and named and not held else None
+
+
+def _there(file: Path) -> bytes:
+    """A named file's bytes; of one that is not there none, and its row fails when it is read."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def _is_binary(kind: pa.DataType) -> bool:

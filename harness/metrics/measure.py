@@ -54,6 +54,7 @@ class Provenance:
     fingerprints: tuple[str, ...] = ()  # of the stages, "generate:3f0c..."
     method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration
     settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers
+    notes: Mapping[str, int] = field(default_factory=dict)  # what is no row: files left out, by reason
 
 
 Provenances = Mapping[tuple[str, str, str], Provenance]  # by defense, variant, benchmark
@@ -336,7 +337,10 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
         reasons=_reasons(
             part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
         ),
-        notes=count_notes(part.rows, ["prompt_note" if part.variant == BASE else "regen_note"]),
+        notes={
+            **count_notes(part.rows, ["prompt_note" if part.variant == BASE else "regen_note"]),
+            **(provenance.notes if provenance else {}),
+        },
     )
 
 

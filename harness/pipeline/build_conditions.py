@@ -73,7 +73,7 @@ class ConditionBuilder:
         if concept is None:
             raise UserError("--concept says what is to be looked for in the images: it has no benchmark to say so")
         assert self.request.images is not None
-        rows = image_folder.read(Path(self.request.images), concept, self.specs.backbone)
+        rows, left_out = image_folder.read(Path(self.request.images), concept, self.specs.backbone)
         if self.request.limit is not None:
             rows = rows.slice(0, self.request.limit)
         if self.request.seed is not None:
@@ -96,6 +96,7 @@ class ConditionBuilder:
             total_rows=rows.num_rows,
             variants=tuple(found),
             shards=tuple(shards_of(rows, self.specs.profile.shard_rows)),
+            left_out={f"left out, {reason}": files for reason, files in left_out.items()},
         )
 
     def _named(self, rows: pa.Table, defense: str) -> pa.Table:

@@ -64,6 +64,7 @@ class Condition:
     total_rows: int  # of the benchmark, before --limit and --ids
     variants: tuple[Variant, ...]  # "base" first
     shards: tuple[Shard, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # of a folder of images: files that are none, by reason
 
     @property
     def num_rows(self) -> int:

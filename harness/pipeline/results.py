@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from harness.metrics import row_notes
+from harness.metrics.comparison import BASE
 from harness.metrics.measure import Provenance
 from harness.pipeline.accepted import told
 from harness.pipeline.conditions import Variant
@@ -105,5 +106,6 @@ def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
                 fingerprints=tuple(f"{s.stage}:{s.fingerprint}" for s in variant.stages),
                 method=dict(variant.method),
                 settings=settings | dict(variant.settings) | ({"accepted change": differed} if differed else {}),
+                notes=dict(condition.left_out) if variant.name == BASE else {},
             )
     return found

@@ -39,7 +39,7 @@ IMAGE = pa.schema(
         ("error", pa.string()),  # stable code, or null
         ("defense_note", pa.string()),  # what the defense could not do, "sld:no-guidance", comma separated; or null
         ("prompt_read", pa.string()),  # digest of the tokens that the text encoders read; null of a row not drawn here
-        ("prompt_note", pa.string()),  # "prompt-blank", "prompt-cut", "seed-collision"; comma separated, or null
+        ("prompt_note", pa.string()),  # "prompt-cut", ...; see docs/notes.md; comma separated
     ]
 )
 

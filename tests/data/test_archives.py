@@ -90,3 +90,19 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(monkeypatch: pytest
     monkeypatch.setattr(archives, "LARGEST", 1 << 20)
     with pytest.raises(UserError, match="holds more than 1 MiB"):
         archives.unpack(gzip.compress(bytes(2 << 20)), HERE)
+
+
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=4), st.integers(0, 20))
+def test_all_members_of_a_gzip_file_are_read(parts: list[bytes], padding: int) -> None:
+    """As the library reads them; a parallel compressor writes many."""
+    packed = b"".join(map(gzip.compress, parts)) + bytes(padding)
+    content = b"x" + b"".join(parts)  # no magic of another archive at the start
+    packed = gzip.compress(b"x") + packed
+    assert archives.unpack(packed, Path("a.gz")) == content == gzip.decompress(packed)
+
+
+def test_what_follows_a_gzip_file_and_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="is damaged gzip"):
+        archives.unpack(gzip.compress(b"prompt\na\n") + b"more", Path("a.gz"))
+    with pytest.raises(UserError, match="truncated"):
+        archives.unpack(gzip.compress(b"prompt\na\n") + gzip.compress(b"b\n" * 99)[:-9], Path("a.gz"))

@@ -45,7 +45,7 @@ def test_a_folder_s_images_are_rows_by_name(tmp_path: Path, canvas: BackboneCard
         (folder / name).write_bytes(png(level))
     (folder / "notes.txt").write_text("no image")
     (folder / "folder.png").mkdir()
-    found = image_folder.read(folder, "violence", canvas)
+    found = image_folder.read(folder, "violence", canvas).rows
     assert found["row_id"].to_pylist() == [f"images-set-1.5/{name}" for name in ("a.JPG", "b.png", "deep/c.webp")]
     assert found.schema.names == [*PROMPT.names, *image_folder.SOURCE.names]
     assert set(found["concept"].to_pylist()) == {"violence"}
@@ -58,7 +58,7 @@ def test_folders_that_differ_behind_a_dot_are_two_sets(tmp_path: Path, canvas: B
     for name in ("v1.0", "v1.1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(png(1))
-        found += image_folder.read(tmp_path / name, "nudity", canvas)["bench"].to_pylist()
+        found += image_folder.read(tmp_path / name, "nudity", canvas).rows["bench"].to_pylist()
     assert found == ["images-v1.0", "images-v1.1"]
 
 
@@ -81,7 +81,7 @@ def test_each_row_of_a_parquet_file_gets_its_own_image(
         {"image": column, "id": [9, 8, 7, 6, 5, 4, 3], "prompt": ["a", None, *"cdefg"], "seed": [None, *range(6)]},
         row_group_size=per_group,
     )
-    found = image_folder.read(path, "nudity", canvas)
+    found = image_folder.read(path, "nudity", canvas).rows
     assert found["row_id"].to_pylist() == [f"images-set/{i}" for i in range(3, 10)]
     assert [image_folder.load(source) for source in found["source"].to_pylist()] == images[::-1]
     assert found["prompt"].to_pylist() == [*"gfedc", "", "a"]
@@ -132,3 +132,67 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path, canvas: BackboneCard, 
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"set\.parquet: cannot be read"):
         image_folder.read(path, "nudity", canvas)
+
+
+def test_every_image_that_pillow_reads_whole_is_a_row_and_what_is_left_out_is_counted(
+    tmp_path: Path, canvas: BackboneCard
+) -> None:
+    folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    for place in (folder / ".ipynb_checkpoints", folder / "__MACOSX", folder / "deep", elsewhere):
+        place.mkdir(parents=True)
+    image = Image.fromarray(np.full((4, 6, 3), 9, np.uint8))
+    wanted = ["a.png", "b.jpg", "c.gif", "d.tiff", "e.jfif", "f.webp", "g.ppm", "h.tga", "i.bmp", "deep/j.png"]
+    for name in wanted:
+        image.save(folder / name, {".jfif": "JPEG"}.get(Path(name).suffix))
+    image.save(folder / "no-suffix", "PNG")
+    image.save(elsewhere / "k.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    for junk in (".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "._a.png", ".hidden.png", "Thumbs.db"):
+        image.save(folder / junk, "PNG")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "empty").touch()
+    (folder / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    (folder / "page.pdf").write_bytes(b"%PDF-1.4\n")
+    found = image_folder.read(folder, "violence", canvas)
+    names = [row.removeprefix("images-set/") for row in found.rows["row_id"].to_pylist()]
+    assert names == sorted([*wanted, "no-suffix", "linked/k.png"])
+    assert all(image_folder.load(source) for source in found.rows["source"].to_pylist())
+    assert found.left_out == {
+        image_folder.HIDDEN: 5, image_folder.NO_IMAGE: 3, image_folder.UNREAD: 1, image_folder.SEEN: 1,
+    }  # fmt: skip
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path: Path, canvas: BackboneCard) -> None:
+    (tmp_path / ".a.png").write_bytes(png(1))
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"holds no images \(left out: hidden or system file 1, no image 1\)"):
+        image_folder.read(tmp_path, "nudity", canvas)
+
+
+def test_a_name_that_is_no_utf_8_is_an_image_like_others(tmp_path: Path, canvas: BackboneCard) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(3))
+    (tmp_path / os.fsdecode(b"d\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"d\xff") / "a.png").write_bytes(png(4))
+    found = image_folder.read(tmp_path, "nudity", canvas).rows
+    assert [row.partition("/")[2] for row in found["row_id"].to_pylist()] == ["caf\\xe9.png", "d\\xff/a.png"]
+    assert [image_folder.load(source) for source in found["source"].to_pylist()] == [png(3), png(4)]
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_parquet_images_that_are_paths_lie_beside_the_file(tmp_path: Path, canvas: BackboneCard, struct: bool) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(png(5))
+    paths = ["images/a.png", "images/gone.png"]
+    column: list[Any] = [{"bytes": None, "path": p} for p in paths] if struct else paths
+    found = image_folder.read(parquet(tmp_path / "set.parquet", {"image": column}), "nudity", canvas).rows
+    assert found["row_id"].to_pylist() == ["images-set/0", "images-set/1"]
+    assert image_folder.load(found["source"][0].as_py()) == png(5)
+    with pytest.raises(OSError, match=r"gone\.png"):
+        image_folder.load(found["source"][1].as_py())
+
+
+def test_bytes_in_a_parquet_file_count_before_the_path_that_they_had(tmp_path: Path, canvas: BackboneCard) -> None:
+    path = parquet(tmp_path / "set.parquet", {"image": [{"bytes": png(6), "path": "/nowhere/a.png"}]})
+    found = image_folder.read(path, "nudity", canvas).rows
+    assert image_folder.load(found["source"][0].as_py()) == png(6)

@@ -45,6 +45,12 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise RowError("undecodable", str(error)) from error
 
 
+def has_frames(data: bytes) -> bool:
+    """Whether an image, which ``decode`` reads, has further frames or pages than the first."""
+    with Image.open(io.BytesIO(data)) as image:
+        return bool(getattr(image, "is_animated", False))
+
+
 def put(entry: dict[str, Any], image: NDArray[np.uint8]) -> None:
     """Fill a row's image columns."""
     entry["image"] = encode(image)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from harness.data import image_folder
 from harness.errors import RowError
-from harness.pipeline.stages.images import decode, put
+from harness.pipeline.stages.images import decode, has_frames, put
 from harness.store.schema import IMAGE
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PLACE = 10
 LIBRARIES = ("pillow", "numpy")
+
+
+FIRST_FRAME = "first-frame-of-several"  # noted of an animation, and of other images of several frames or pages
 
 
 def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | None) -> Given:
@@ -42,6 +45,7 @@ def _take(row: dict[str, Any]) -> dict[str, Any]:
         if hashlib.sha256(data).hexdigest() != row["source_sha256"]:
             raise RowError("changed", "the file is not the one the run began with")
         put(entry, decode(data))
+        entry["prompt_note"] = FIRST_FRAME if has_frames(data) else None
     except OSError:
         entry["error"] = "unreadable"
     except RowError as error:

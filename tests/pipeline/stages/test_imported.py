@@ -19,7 +19,7 @@ def test_each_image_is_taken_or_its_row_says_why_not(tmp_path: Path) -> None:
     whole = encode(image(0))
     for name, content in (("broken", b"no image"), ("changed", whole), ("gone", whole), ("whole", whole)):
         (tmp_path / f"{name}.png").write_bytes(content)
-    rows = image_folder.read(tmp_path, "nudity", load_card(BackboneCard, "shapes", card_roots(None)))
+    rows = image_folder.read(tmp_path, "nudity", load_card(BackboneCard, "shapes", card_roots(None))).rows
     (tmp_path / "changed.png").write_bytes(encode(image(1)))
     (tmp_path / "gone.png").unlink()
     found = Given()(rows)
