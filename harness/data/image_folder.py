@@ -181,7 +181,9 @@ def _folder(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
 
 def _files(path: Path, left_out: Counter[str]) -> Iterator[Path]:
     """All files of a folder and of those in it; linked ones after the others, each real folder once."""
-    folders, linked, seen = [path], [], set()
+    folders: list[Path] = [path]
+    linked: list[Path] = []
+    seen: set[Path] = set()
     while folders or linked:
         folder = folders.pop() if folders else linked.pop(0)
         real = folder.resolve()

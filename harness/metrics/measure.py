@@ -338,7 +338,7 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
             part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
         ),
         notes={
-            **count_notes(part.rows, ["prompt_note" if part.variant == BASE else "regen_note"]),
+            **count_notes(part.rows, ["prompt_note", "defense_note"] if part.variant == BASE else ["regen_note"]),
             **(provenance.notes if provenance else {}),
         },
     )
