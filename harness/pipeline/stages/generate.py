@@ -31,6 +31,7 @@ PLACE = 20
 GPU = True
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "numpy")
 
+
 class Reading(NamedTuple):
     """What the text encoders read of a text."""
 
