@@ -27,6 +27,11 @@ KINDS: dict[str, type[Card]] = {
     "backbones": BackboneCard, "defenses": DefenseCard, "regenerators": RegeneratorCard, "judges": JudgeCard,
     "policies": PolicyCard, "profiles": ProfileCard, "datasets": BenchmarkCard, "reports": ReportCard,
 }  # fmt: skip
+# Other words for them; one of a kind names the kind too (`harness list defense`).
+_ALSO = {
+    "benchmarks": "datasets", "benchmark": "datasets", "benches": "datasets", "bench": "datasets",
+    "tables": "reports", "table": "reports", "captioners": "judges", "models": "backbones", "methods": "defenses",
+}  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +51,8 @@ def list_(
     from harness import scorers
     from harness.errors import UserError, nearest
 
+    singular = {cls.KIND: plural for plural, cls in KINDS.items()} | {"scorer": "scorers"} | _ALSO
+    kind = singular.get(kind, kind) if kind is not None else None
     if kind is not None and kind not in (*KINDS, "scorers"):
         known = [*KINDS, "scorers"]
         raise UserError(f"no kind {kind!r}{nearest(kind, known)} (there are: {', '.join(known)})")
@@ -161,7 +168,7 @@ def diff(
 
 
 def doctor(
-    profile: options.Profile = "shapes",
+    profile: options.Profile = "paper",
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
     cards: options.Cards = None,

@@ -37,6 +37,21 @@ def test_list_names_every_kind_with_a_line_each() -> None:
     assert "rece" in _call("list", "defenses").stdout
 
 
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("benchmarks", "datasets"),
+        ("benches", "datasets"),
+        ("tables", "reports"),
+        ("defense", "defenses"),
+        ("scorer", "scorers"),
+    ],
+)
+def test_a_kind_goes_by_other_words_too(word: str, kind: str) -> None:
+    assert list(_json("list", word)) == [kind]
+    assert _json("list", word) == _json("list", kind)
+
+
 def test_an_unknown_kind_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match="'defences'.*did you mean 'defenses'"):
         _call("list", "defences")
