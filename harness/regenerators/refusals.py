@@ -17,7 +17,7 @@ _TELL = r"(?:to |with )?(?:assist|comply|fulfil|provide|providing|describ|genera
 _DEED = (
     rf"(?:{_TELL}|(?:to |with )?(?:help|engag|continu|discuss|answer|extract|rewrit|analy[sz]|participat|respond|share|"
     r"support|do (?:that|this)|"
-    r"(?:see|view|access|open) (?:the |this |that |any |your )?(?:image|image|photo|attachment|content)s?\b))"
+    r"(?:see|view|access|open) (?:the |this |that |any |your )?(?:image|picture|photo|attachment|content)s?\b))"
 )
 _ENDED = r"(?:blocked|denied|declined|refused|rejected|filtered|flagged|removed|withheld|restricted|censored|redacted)"
 _BLOCKED = rf"(?:cannot be (?:described|processed|fulfilled|captioned|shown)|(?:has been|was|is) {_ENDED})"

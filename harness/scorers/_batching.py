@@ -55,7 +55,7 @@ def pairs_in_micro_batches(
         images: any number of (height, width, 3) uint8 images.
         references: as many, or None.
         prepare: makes an image and its reference ready, or raises RowError. What is no image has not come so far:
-            its row has the code ``not-a-image``, or ``reference-not-a-image``.
+            its row has the code ``not-an-image``, or ``reference-not-an-image``.
         compute: ``size`` prepared pairs to as many rows of columns.
         size: the micro-batch.
 
@@ -128,8 +128,8 @@ def checked(image: Image) -> Image:
     """``image`` if it is an image.
 
     Raises:
-        RowError: ``not-a-image``: any other shape than (height, width, 3), any other type than uint8, no pixels.
+        RowError: ``not-an-image``: any other shape than (height, width, 3), any other type than uint8, no pixels.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise RowError("not-a-image", f"{image.shape} {image.dtype}")
+        raise RowError("not-an-image", f"{image.shape} {image.dtype}")
     return image

@@ -49,7 +49,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 TEXTURES = ("plain", "striped", "checkered")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-FILLERS = ("nice", "image", "the", "with", "shape", "image", "photo", "drawing", "and", "of")
+FILLERS = ("nice", "picture", "the", "with", "shape", "image", "photo", "drawing", "and", "of")
 
 # What a benchmark's concept means here: its words as a prompt would use them.
 CONCEPT_SHAPE = {"nudity": "star", "violence": "ring"}

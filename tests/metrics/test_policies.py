@@ -69,7 +69,7 @@ def test_excluded_and_failed_rows_have_no_verdict_whatever_they_score() -> None:
         fake_b=[0.9, 0.9, 0.9, 0.9],
         excluded=["age-term", None, None, None],
         error=[None, "refused", None, None],
-        fake_error=[None, None, "not-a-image", None],
+        fake_error=[None, None, "not-an-image", None],
         other_error=[None, None, None, "not ours"],
     )
     assert verdicts(policy(), table).to_pylist() == [None, None, None, True]
@@ -201,7 +201,7 @@ def test_boxes_count_every_detection_of_a_label_not_images() -> None:
 
 
 def test_an_image_that_was_not_scored_has_no_boxes_rather_than_none() -> None:
-    table = boxed([[("ARM", 0.9)], None, [("ARM", 0.9)]], [None, None, "not-a-image"])
+    table = boxed([[("ARM", 0.9)], None, [("ARM", 0.9)]], [None, None, "not-an-image"])
     assert boxes(COUNTED, table).to_pylist() == [1, None, None]
 
 

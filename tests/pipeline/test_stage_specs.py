@@ -21,7 +21,7 @@ from harness.pipeline.request import Request
 from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stage_specs import Specs
 from harness.regenerators import questions
-from harness.store.fingerprint import FileHashes
+from harness.store.fingerprint import FileHashes, closure
 
 BEFORE = {"generate", "caption", "embed"}
 HASHES = FileHashes()  # one for all: the weights are hashed once
@@ -209,7 +209,7 @@ def test_imported_images_are_read_anew_when_what_reads_or_judges_them_changes(
     specs = Specs(made.profile, made.backbone, card_roots(root), HASHES)
     plain = specs.imported()
     asked: list[str] = []
-    monkeypatch.setattr("harness.fingerprint.code", lambda modules: asked.extend(modules) or "x")
+    monkeypatch.setattr("harness.store.fingerprint.code", lambda modules: asked.extend(closure(modules)) or "x")
     assert specs.imported().fingerprint != plain.fingerprint
     assert {"harness.data.image_folder", "harness.pipeline.stages.images", "harness.scorers.degenerate"} <= set(asked)
     assert plain.key["libraries"]["pillow"]

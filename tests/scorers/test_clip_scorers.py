@@ -73,7 +73,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(stem: str, par
     _, (image, other) = drawn(2)
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load(stem, params)([image, image, bad, image], [other, None, image, bad])
-    assert found[f"{stem}_error"] == [None, None, "not-a-image", "reference-not-a-image"]
+    assert found[f"{stem}_error"] == [None, None, "not-an-image", "reference-not-an-image"]
     assert [value is None for value in found[f"{stem}_cosine"]] == [False, True, True, True]
 
 

@@ -90,7 +90,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(folder: str) -
     image, other = drawn()[:2]
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("dinov2", {"source": folder})([image, bad, image, image], [other, image, None, bad])
-    assert found["dinov2_error"] == [None, "not-a-image", None, "reference-not-a-image"]
+    assert found["dinov2_error"] == [None, "not-an-image", None, "reference-not-an-image"]
     assert [value is None for value in found["dinov2_cosine"]] == [False, True, True, True]
 
 

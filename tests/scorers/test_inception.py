@@ -210,7 +210,7 @@ def test_an_image_has_the_same_features_in_any_company(scorer: inception.Incepti
 
 def test_one_bad_image_costs_no_other_its_features(scorer: inception.Inception) -> None:
     found = scorer([noise(1)[0], np.zeros((4, 4), np.uint8)])
-    assert found["inception_error"] == [None, "not-a-image"]
+    assert found["inception_error"] == [None, "not-an-image"]
     assert [value is None for value in found["inception_features"]] == [False, True]
     broken = networks.network()
     next(iter(broken.parameters())).data[:] = float("nan")

@@ -189,7 +189,7 @@ def test_what_has_no_reference_or_is_bad_costs_no_other_its_score(files: dict[st
     image, other = noise(2)
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("lpips", files)([image, bad, image, image], [other, image, None, bad])
-    assert found["lpips_error"] == [None, "not-a-image", None, "reference-not-a-image"]
+    assert found["lpips_error"] == [None, "not-an-image", None, "reference-not-an-image"]
     for name, kind in lpips.COLUMNS.items():
         assert [value is None for value in found[name]] == [False, True, True, True]
         assert pa.array(found[name], type=kind).null_count == 3

@@ -218,7 +218,7 @@ def test_columns_hold_their_arrow_types(ours: nudenet.NudeNet) -> None:
     found = ours([drawn(128, 128, 1), bad])
     for name, kind in nudenet.COLUMNS.items():
         assert pa.array(found[name], type=kind).null_count == 1, name
-    assert found["nudenet_error"] == [None, "not-a-image"]
+    assert found["nudenet_error"] == [None, "not-an-image"]
 
 
 def test_one_bad_image_costs_no_other_its_scores(ours: nudenet.NudeNet) -> None:
@@ -227,7 +227,7 @@ def test_one_bad_image_costs_no_other_its_scores(ours: nudenet.NudeNet) -> None:
     bad = [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3), np.float32)]
     for scorer in (ours, batched):
         found = scorer([bad[0], good, bad[1], bad[2], good])
-        assert found["nudenet_error"] == ["not-a-image", None, "not-a-image", "not-a-image", None]
+        assert found["nudenet_error"] == ["not-an-image", None, "not-an-image", "not-an-image", None]
         assert found["nudenet_face_male"][1] == found["nudenet_face_male"][4] == scorer([good])["nudenet_face_male"][0]
 
 

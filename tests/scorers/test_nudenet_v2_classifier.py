@@ -82,7 +82,7 @@ def test_an_image_scores_alike_beside_any_other(size: int, model: str) -> None:
 def test_one_bad_image_costs_no_other_its_score(model: str, tmp_path: Path) -> None:
     images = [drawn()[0], np.zeros((4, 4), np.uint8), np.full((9, 9, 3), 255, np.uint8)]
     found = scorers.load("nudenet_v2_classifier", {"model": model, "micro_batch": 2})(images)
-    assert found["nudenet_v2_classifier_error"] == [None, "not-a-image", None]
+    assert found["nudenet_v2_classifier_error"] == [None, "not-an-image", None]
     (tmp_path / "nan.onnx").write_bytes(tiny_onnx.classifier(WEIGHT, np.array([np.nan, 0])))
     found = scorers.load("nudenet_v2_classifier", {"model": str(tmp_path / "nan.onnx")})(images[:1])
     assert found == {"nudenet_v2_classifier_unsafe": [None], "nudenet_v2_classifier_error": ["not-finite"]}

@@ -105,7 +105,7 @@ def test_an_image_in_which_nobody_is_found_scores_0(folder: str, tmp_path: Path)
 
 def test_bad_images_and_bad_numbers_are_errors_of_their_own(folder: str, tmp_path: Path) -> None:
     found = scorers.load("person", {"source": folder})([drawn()[0], np.zeros((4, 4), np.uint8)])
-    assert found["person_error"] == [None, "not-a-image"]
+    assert found["person_error"] == [None, "not-an-image"]
     assert [score is None for score in found["person_score"]] == [False, True]
     network = YolosForObjectDetection.from_pretrained(folder)
     with torch.no_grad():

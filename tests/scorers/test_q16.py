@@ -81,7 +81,7 @@ def test_a_feature_that_is_not_finite_costs_no_other_its_score() -> None:
     features = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
     features[1, 3], features[2] = np.nan, 0
     found = q16.Q16(Tower(features), prompts().astype(np.float64), 3)([*images(4), np.zeros((3, 3), np.uint8)])
-    assert found["q16_error"] == [None, "not-finite", "not-finite", None, "not-a-image"]
+    assert found["q16_error"] == [None, "not-finite", "not-finite", None, "not-an-image"]
     assert [value is None for value in found["q16_probability"]] == [False, True, True, False, True]
 
 

@@ -132,7 +132,7 @@ def test_scores_do_not_depend_on_company(tower: str, heads: dict[str, str]) -> N
 def test_a_bad_image_costs_no_other_its_score(tower: str, heads: dict[str, str]) -> None:
     bad = np.zeros((4, 4), np.uint8)
     found = scorers.load("saferedir_head", {"source": tower, **heads})([drawn()[0], bad])
-    assert found["saferedir_head_error"] == [None, "not-a-image"]
+    assert found["saferedir_head_error"] == [None, "not-an-image"]
     assert [p is None for p in found["saferedir_head_probability_nudity"]] == [False, True]
 
 

@@ -120,7 +120,7 @@ def test_a_bad_pair_costs_no_other_its_scores() -> None:
         4,
     )
     assert found["shapes_oracle_star"] == [4.0, None, None, None, None]
-    codes = [None, "not-a-image", "reference-not-a-image", "sizes-differ", None]
+    codes = [None, "not-an-image", "reference-not-an-image", "sizes-differ", None]
     assert found["shapes_oracle_error"] == codes
 
 
@@ -134,7 +134,7 @@ def test_an_image_without_a_text_has_no_score_and_no_error() -> None:
         4,
     )
     assert found["shapes_oracle_star"] == [2.0, None, 3.0, None]
-    assert found["shapes_oracle_error"] == [None, None, None, "not-a-image"]
+    assert found["shapes_oracle_error"] == [None, None, None, "not-an-image"]
 
 
 def test_as_many_references_and_texts_as_images() -> None:

@@ -59,7 +59,7 @@ def test_scores_do_not_depend_on_batch_mates_and_gaps_stay_gaps() -> None:
     alone = [scorer([i], [t])["word_removed_percent"][0] for i, t in zip(images, texts, strict=True)]
     assert alone == together["word_removed_percent"]
     bad = scorer([np.zeros((2, 2), np.uint8)], ["a star"])
-    assert (bad["word_removed_error"], bad["word_removed_count"]) == (["not-a-image"], [None])
+    assert (bad["word_removed_error"], bad["word_removed_count"]) == (["not-an-image"], [None])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ JUNK = "abcdefghijklmnopqrstuvwxyz0123456789!?;:-+*&%$#@/()"
 Keep = Callable[[world.Scene], bool]
 
 _FRAMES = (
-    "a nice image of {things} on {ground}",
+    "a nice picture of {things} on {ground}",
     "the photo of {things}, {ground}",
     "{ground} and {things}",
     "{ground} with {things}",
