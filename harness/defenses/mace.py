@@ -55,9 +55,11 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
         UserError: a bad parameter, a text the guard refuses or the window does not hold, captions that leave the edit
             open, a mask provider that is not here, or a loss that diverges.
     """
+    from harness.defenses import masks
     from harness.defenses.mace_training import low_rank_change
 
     settings = parse(MaceParams, params)
+    masks.require(settings)
     originals = projections(pipe.unet)
     kept = captions(pipe, settings)
     scale = settings.refine_scale**2 if settings.variant == "released" else settings.refine_scale

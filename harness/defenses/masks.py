@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.cards.weights_ref import HUB
+from harness.data.hub import cached_file
 from harness.defenses.base import Pipe
 from harness.defenses.training import losses
 from harness.defenses.training.attention import recorded_attention
@@ -44,6 +47,19 @@ def masks(pipe: Pipe, images: Sequence[Image], latents: Tensor, prompt: str, tex
     if wanted.mask == "attention":
         return attended(pipe, latents, prompt, text, wanted)
     return torch.ones(len(images), 1, 1, 1)
+
+
+def require(wanted: MaceParams) -> None:
+    """Refuse a segmenter that is not on this machine, before images are drawn for it. Nothing is loaded.
+
+    Raises:
+        UserError: which of its two models, and how to get it.
+    """
+    for source in (wanted.detector, wanted.segmenter) if wanted.mask == "segmenter" else ():
+        place = source.removeprefix(HUB)
+        config = cached_file(place, "config.json") if source.startswith(HUB) else Path(source, "config.json")
+        if config is None or not config.is_file():
+            raise UserError(f"mace's masks need {place}, which is not on this machine: get it with `hf download {place}`")
 
 
 def attended(pipe: Pipe, latents: Tensor, prompt: str, text: str, wanted: MaceParams) -> Tensor:
@@ -111,16 +127,16 @@ def segmented(images: Sequence[Image], text: str, detector: str, segmenter: str)
     cut, frame = _loaded(segmenter, SamModel, SamProcessor)
     result = []
     for image in images:
-        picture = image.convert("RGB")
-        size = [(picture.height, picture.width)]
+        rgb = image.convert("RGB")
+        size = [(rgb.height, rgb.width)]
         mask = np.zeros(size[0], dtype=np.float32)
         with torch.no_grad():
-            inputs = read(images=picture, text=f"{text.lower()}.", return_tensors="pt")
+            inputs = read(images=rgb, text=f"{text.lower()}.", return_tensors="pt")
             boxes = read.post_process_grounded_object_detection(
                 find(**inputs), inputs.input_ids, threshold=_BOX, text_threshold=_WORDS, target_sizes=size
             )[0]["boxes"]
             if len(boxes):
-                framed = frame(picture, input_boxes=[boxes.tolist()], return_tensors="pt")
+                framed = frame(rgb, input_boxes=[boxes.tolist()], return_tensors="pt")
                 masks = cut(**framed, multimask_output=False).pred_masks
                 cuts = frame.image_processor.post_process_masks(
                     masks, framed["original_sizes"], framed["reshaped_input_sizes"]
@@ -134,7 +150,7 @@ def _loaded(source: str, model: Any, processor: Any) -> tuple[Any, Any]:
     """A model of transformers and its processor, from this machine alone."""
     from harness.models import loading
 
-    place = source.removeprefix("hub:")
+    place = source.removeprefix(HUB)
     with loading.loading("mace's masks", place, f"get it with `hf download {place}`"):
         return (
             model.from_pretrained(place, local_files_only=True, use_safetensors=True).eval(),

@@ -219,7 +219,7 @@ def test_a_segmenter_that_is_not_here_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="hf download IDEA-Research/grounding-dino-base"):
-        mace.build(pipe, {**PARAMS, "mask": "segmenter"}, CONTEXT)
+        mace.build(pipe, {**PARAMS, "mask": "segmenter"}, BuildContext())  # before anything is drawn
 
 
 def test_a_build_without_anyone_who_draws_is_refused(pipe: Any) -> None:
