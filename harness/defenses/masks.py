@@ -59,7 +59,9 @@ def require(wanted: MaceParams) -> None:
         place = source.removeprefix(HUB)
         config = cached_file(place, "config.json") if source.startswith(HUB) else Path(source, "config.json")
         if config is None or not config.is_file():
-            raise UserError(f"mace's masks need {place}, which is not on this machine: get it with `hf download {place}`")
+            raise UserError(
+                f"mace's masks need {place}, which is not on this machine: get it with `hf download {place}`"
+            )
 
 
 def attended(pipe: Pipe, latents: Tensor, prompt: str, text: str, wanted: MaceParams) -> Tensor:
