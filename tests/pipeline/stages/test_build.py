@@ -226,6 +226,7 @@ def test_a_second_thread_of_builders_finds_the_first_s_artefact(desk: Desk) -> N
     assert len(builders) == 1
 
 
+@pytest.mark.slow  # four commands, each of which loads torch and the world
 def test_killed_in_the_middle_the_repeated_command_goes_on_and_ends_in_equal_bytes(desk: Desk) -> None:
     """By the command line, twice at once after the kill: one builds on from the checkpoint, the other waits for it."""
     card(desk, "long", 130)
