@@ -112,6 +112,7 @@ def _many(desk: Desk, times: int) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_work_spreads_a_lost_node_costs_what_it_held_and_a_new_one_is_used(
     desk: Desk, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
