@@ -77,7 +77,7 @@ def _outlive(stream: Any) -> Any:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors="replace",  # a terminal that cannot show a sign, or a name that is no text, costs no run its numbers
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -90,3 +91,16 @@ def test_a_command_whose_reader_leaves_keeps_its_exit_code(words: tuple[str, ...
     assert command.stdout is not None
     command.stdout.close()
     assert command.wait(timeout=300) == code
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("words", [("eval", "--help"), ("describe", "resafe"), ("describe", "rece\udcff")])
+def test_a_terminal_that_cannot_show_every_sign_is_no_failure(encoding: str, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == (2 if "\udcff" in words[-1] else 0)
