@@ -75,10 +75,10 @@ def room(source: str, revision: str | None = None) -> int | None:
     """
     path = Path(loading.place(source)) / "config.json"
     if not path.is_file():
-        found = cached_file(source, "config.json", revision) if source.count("/") == 1 else None
-        if not isinstance(found, str):
+        cached = cached_file(source, "config.json", revision) if source.count("/") == 1 else None
+        if cached is None:
             return None
-        path = Path(found)
+        path = cached
     told = json.loads(path.read_text(encoding="utf-8")).get("text_config") or {}
     return int(told.get("max_position_embeddings", _WINDOW)) - 2
 

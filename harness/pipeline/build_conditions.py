@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,10 @@ class ConditionBuilder:
     request: Request
     chosen: Chosen
     specs: Specs
+
+    def of_subset(self, most_rows: int) -> ConditionBuilder:
+        """The same for conditions of ``most_rows`` rows at most: what a model sees at once is no larger."""
+        return replace(self, specs=replace(self.specs, most_rows=most_rows))
 
     def conditions(self, bench: BenchmarkCard, rows: pa.Table, total: int) -> Iterator[Condition]:
         """A condition per defense; the first undefended one is what the others' images may be compared with."""
@@ -82,12 +86,13 @@ class ConditionBuilder:
             rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
         rows = rows.append_column("variant", pa.array([BASE] * rows.num_rows, pa.string()))
         base = self.specs.imported()
+        fitted = self.of_subset(rows.num_rows)
         found = [Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, {}))]
         for regen in self.chosen.regens:
             if regen.draw and regen.draw.defended:
                 raise UserError(f"regenerator {regen.variant!r} draws under a defense, and given images have none")
             if self._wanted(regen, concept):
-                found.append(self._variant(regen, self.chosen.undefended, concept, concept, base, None))
+                found.append(fitted._variant(regen, self.chosen.undefended, concept, concept, base, None))
         return Condition(
             defense=IMPORTED,
             bench=rows["bench"][0].as_py(),

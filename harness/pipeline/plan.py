@@ -169,6 +169,8 @@ def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
     if request.categories:
         every = benchmarks.in_categories(every, chosen.benches, profile, data, request.categories)
     asked = benchmarks.restrict(every, request.limit, list(request.ids) or None)
+    if asked.num_rows < sum(rows.num_rows for rows in whole.values()):
+        builder = builder.of_subset(max(pc.value_counts(asked["bench"]).field("counts").to_pylist()))
     conditions: list[Condition] = []
     for bench in chosen.benches:
         rows = asked.filter(pc.equal(asked["bench"], bench.name)).combine_chunks()

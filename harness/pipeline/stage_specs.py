@@ -43,6 +43,7 @@ class Specs:
     backbone: BackboneCard
     roots: Sequence[Path]
     hashes: fingerprint.FileHashes
+    most_rows: int | None = None  # of one condition, where a subset was asked for: no micro-batch is larger
 
     def builds(self, defense: DefenseStack, concept: str) -> tuple[StageSpec, ...]:
         """What has to be built before the defense can run on the profile's backbone; nothing for many.
@@ -77,13 +78,13 @@ class Specs:
         asked = questions.turns(self.profile.edition, concept)
         card = self.captioner(regen)
         worker = {
-            "vlm": _held(card) | {"source": self._source(card.source, card.root)},
+            "vlm": self._held(card) | {"source": self._source(card.source, card.root)},
             "edition": self.profile.edition,
             "concept": concept,
         }
         key = {
             "schema": VERSION,
-            "vlm": _held(card) | {"name": card.name},
+            "vlm": self._held(card) | {"name": card.name},
             "weights": weights.identity(card.weights()[0], self.hashes),
             "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
             "libraries": _versions("caption"),
@@ -101,7 +102,7 @@ class Specs:
             "code": _code("embed"),
             "upstream": [u.fingerprint for u in upstream],
         }
-        worker = {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        worker = {"clip": self._held(clip) | {"source": self._source(clip.source, self.profile.root)}}
         return _spec("embed", worker, key, upstream, memory_gb=clip.memory_gb)
 
     def optimise(self, regen: Regenerator, concept: str, embed: StageSpec) -> StageSpec:
@@ -121,6 +122,7 @@ class Specs:
                 f"{self.profile.name!r} has room for {fit}"
             )
         settings = regen.optimise.model_dump(mode="json", exclude={"memory_gb", "ban_concept", "words"})
+        settings["micro_batch"] = self._fitted(regen.optimise.micro_batch)
         banned = regen.banned(concept)
         common = {"settings": settings, "banned": list(banned)}
         key = self._clip_key("optimise", clip) | common | {
@@ -128,7 +130,7 @@ class Specs:
             "code": _code("optimise"),
             "upstream": [embed.fingerprint],
         }  # fmt: skip
-        worker = common | {"clip": _held(clip) | {"source": self._source(clip.source, self.profile.root)}}
+        worker = common | {"clip": self._held(clip) | {"source": self._source(clip.source, self.profile.root)}}
         return _spec("optimise", worker, key, (embed,), memory_gb=regen.optimise.memory_gb)
 
     def draw(
@@ -174,6 +176,7 @@ class Specs:
         assert regen.edit is not None
         root, name = regen.card.root, regen.card.name
         edit = image_editing.pinned(regen.edit, name)  # the same commit on every host
+        edit = edit.model_copy(update={"micro_batch": self._fitted(edit.micro_batch)})
         left = {"memory_gb", "seconds_per_image", "licence", "gated", "files"}
         settings = edit.model_dump(mode="json", exclude=left)
         key = {
@@ -255,7 +258,7 @@ class Specs:
             UserError: the defense cannot change the backbone.
         """
         stacked.require(defense, backbone)
-        common = {
+        common: dict[str, Any] = {
             "backbone": backbone.model_dump(
                 mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
             ),
@@ -268,8 +271,10 @@ class Specs:
             for card, params in zip(defense.layers, parameters, strict=True)
         ]
         builds = tuple(defense_layers.build(one, backbone) for one in layers if one.artefact is not None)
+        micro_batch = {"micro_batch": self._fitted(backbone.micro_batch)}  # an artefact is the same for any subset
         key = {
             **common,
+            "backbone": common["backbone"] | micro_batch,
             "schema": VERSION,
             "guard": guard.VERSION,
             "method": [one.method for one in layers] if len(layers) > 1 else layers[0].method,
@@ -277,7 +282,7 @@ class Specs:
             "code": _code("generate", *_modules(defense)),
         }
         worker = {
-            "backbone": defense_layers.plain(backbone),
+            "backbone": defense_layers.plain(backbone) | micro_batch,
             "concept": concept,
             "layers": [one.worker() for one in layers],
         }
@@ -286,10 +291,21 @@ class Specs:
     def _clip_key(self, kind: str, clip: ClipWeights) -> dict[str, Any]:
         return {
             "schema": VERSION,
-            "clip": _held(clip),
+            "clip": self._held(clip),
             "weights": weights.identity(self.profile.weights()[0], self.hashes),
             "libraries": _versions(kind),
         }
+
+    def _held(self, model: ClipWeights | JudgeCard) -> dict[str, Any]:
+        """How a model is held, as its loader takes it."""
+        return {
+            "source": model.source, "revision": model.revision, "dtype": model.dtype,
+            "micro_batch": self._fitted(model.micro_batch),
+        }  # fmt: skip
+
+    def _fitted(self, micro_batch: int) -> int:
+        """A card's micro-batch, which partial ones are padded to, or the rows of the subset where they are fewer."""
+        return micro_batch if self.most_rows is None else min(micro_batch, self.most_rows)
 
     @staticmethod
     def _source(source: str, root: Path) -> str:
@@ -321,13 +337,6 @@ def _leads_to(value: Any, paths: Sequence[Path]) -> bool:
 def _named(kind: str, model: str, own: str | None) -> str:
     """A stage's name. A model other than the run's ``own`` has a stage to itself: it is loaded once, not per shard."""
     return kind if model == own else f"{kind}-{model}"
-
-
-def _held(model: ClipWeights | JudgeCard) -> dict[str, Any]:
-    """How a model is held, as its loader takes it."""
-    return {
-        "source": model.source, "revision": model.revision, "dtype": model.dtype, "micro_batch": model.micro_batch
-    }  # fmt: skip
 
 
 def _estimates(card: BackboneCard | Edit) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_run import MadeRun
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_captioners import save_qwen2_vl
 
 from harness.cards.base import card_roots
 from harness.cards.judge import JudgeCard
@@ -25,13 +25,6 @@ from harness.regenerators import questions_shapes
 from harness.shapes import world
 
 SHAPES = load_card(JudgeCard, "shapes-captioner", card_roots())
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
 
 
 def images(count: int, seed: int = 0) -> list[Image.Image]:
@@ -52,53 +45,8 @@ def local_card(folder: Path, micro_batch: int, **changes: Any) -> JudgeCard:
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen2-VL's classes at a small size, saved with random weights."""
-    pytest.importorskip("torchvision", reason="Qwen2-VL's processor needs torchvision")
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
     folder = tmp_path_factory.mktemp("qwen")
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    core.train_from_iterator(["Which image is safer? Answer with 1 or 2."], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    text = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
-    }  # fmt: skip
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    torch.manual_seed(0)
-    config = Qwen2VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = Qwen2VLForConditionalGeneration(config)
-    for parameter in model.parameters():  # the usual start makes every answer alike
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.save_pretrained(folder)
-    size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
-    Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        chat_template=TEMPLATE,
-    ).save_pretrained(folder)
+    save_qwen2_vl(folder)
     return folder
 
 

@@ -60,7 +60,46 @@ def test_a_limited_run_shares_whole_shards_and_nothing_else(root: Path) -> None:
 
 
 def test_fingerprints_do_not_depend_on_the_rows(root: Path) -> None:
-    assert _stages(_plan(root)) == _stages(_plan(root, limit=3)) == _stages(_plan(root, benches=("few",)))
+    assert _stages(_plan(root)) == _stages(_plan(root, limit=64)) == _stages(_plan(root, benches=("few",)))
+
+
+def _seen_at_once(plan: Plan) -> set[tuple[str, int]]:
+    """By stage the micro-batch, as the worker takes it; it is in the fingerprint's key just as well."""
+    sizes = set()
+    for stage in (s for c in plan.conditions for s in c.stages if not s.stage.startswith("score")):
+        found = [_sizes(part) for part in (stage.worker, stage.key)]
+        assert found[0] == found[1]
+        assert len(found[0]) == 1
+        sizes.add((stage.stage, found[0].pop()))
+    return sizes
+
+
+def _sizes(part: object) -> set[int]:
+    """Every micro-batch at any depth, but of what artefacts are made of."""
+    if not isinstance(part, dict):
+        return set()
+    own = {part["micro_batch"]} if "micro_batch" in part else set()
+    return own.union(*(_sizes(value) for name, value in part.items() if name != "layers"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "rows"), [({"limit": 3}, 3), ({"limit": 2, "benches": ("many", "few")}, 2),
+                          ({"ids": ("many/00001", "few/00000", "few/00002"), "benches": ("many", "few")}, 2)],
+)  # fmt: skip
+def test_no_model_sees_more_at_once_than_the_subset_that_was_asked_for(
+    root: Path, choices: dict[str, object], rows: int
+) -> None:
+    plan = _plan(root, regens=("resafe", "simple-caption"), **choices)
+    seen = _seen_at_once(plan)
+    assert seen == {(stage, rows) for stage in ("generate", "caption", "embed", "optimise", "draw")}
+
+
+def test_a_subset_is_drawn_with_the_artefact_of_all_rows(root: Path) -> None:
+    whole, few = _plan(root), _plan(root, limit=2)
+    assert [b.fingerprint for b in whole.builds] == [b.fingerprint for b in few.builds]
+    assert [b.worker for b in whole.builds] == [b.worker for b in few.builds]
+    assert len(few.builds) == 1
+    assert not set(_stages(whole).values()) & set(_stages(few).values())
 
 
 def test_another_seed_changes_shards_not_fingerprints(root: Path) -> None:

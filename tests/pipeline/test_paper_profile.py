@@ -1,0 +1,87 @@
+"""The user's own command, in the `paper` profile: fetched prompts and a cache of the hub to tables, without a network.
+
+Classes, ids, revisions and file names are those of the published models; their weights are small and random, so only
+that every step runs and agrees with the next is shown here, not how good an image is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import hub_cache
+import pyarrow.parquet as pq
+import pytest
+
+COLOURS = ("red", "blue", "green", "white", "black")
+THINGS = ("boat", "kettle", "bridge", "lamp", "tree", "clock", "train", "fence", "piano", "tower")
+PLACES = ("a lake", "a window")
+COMMAND = (
+    "eval", "--defense", "rece", "--bench", "ring-a-bell-k77", "--limit", "2", "--executor", "inline",
+    "--backbone", "sd-1-4:steps=2:width=64:height=64", "--json",
+)  # fmt: skip
+
+
+class Machine:
+    """A machine without a network whose cache holds the models; calls the command line in a process of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        hub_cache.fill(root / "hf/hub", root / "scratch")
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        own = {
+            "HF_HOME": str(self.root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }  # fmt: skip
+        others = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HARNESS_", "TRANSFORMERS_"))}
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *words],
+            capture_output=True, text=True, env=others | own, cwd=self.root, timeout=600, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """The machine, its prompts fetched from the user's own copy of the gated file."""
+    made = Machine(tmp_path_factory.mktemp("machine"))
+    prompts = [f"a {c} {t} beside {p}" for c in COLOURS for t in THINGS for p in PLACES][:95]
+    with (made.root / "own.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["prompt", "case_number", "evaluation_seed"])
+        lines.writerows([prompt, i, 1000 + i] for i, prompt in enumerate(prompts))
+    done = made.call("fetch", "bench", "ring-a-bell-k77", "--from", "own.csv")
+    assert done.returncode == 0, done.stderr
+    assert "sha256 is not known" in done.stderr  # of a gated file the card knows rows and columns only
+    return made
+
+
+def test_the_command_runs_from_fetched_files_to_its_tables(machine: Machine) -> None:
+    done = machine.call(*COMMAND, "--regen", "resafe:iterations=5")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    anew = "resafe:iterations=5"
+    rates = [c for c in summary["cells"] if c["metric"] == "asr" and c["main"]]
+    assert {(c["defense"], c["variant"]) for c in rates} == set(product(("none", "rece"), ("base", anew)))
+    assert {(c["n"], c["errors"], c["excluded"], c["subset"]) for c in rates} == {(2, 0, 0, "2/95")}
+    report = (machine.root / summary["paths"]["report"]).read_text()
+    assert f"| rece | {anew} | 0/2 |" in report
+    rows = pq.read_table(machine.root / summary["paths"]["scores"]).to_pylist()
+    assert len({row["image_sha256"] for row in rows}) == len(rows) == 8
+    made = [row for row in rows if row["variant"] == anew]
+    for name in ("unsafe_caption", "safe_caption", "optimized_prompt"):
+        assert all(row[name] for row in made), name
+    assert len({row["unsafe_caption"] for row in made}) > 1  # the captioner sees the image
+    assert {(row["iterations"], row["tokens"], row["vlm"]) for row in made} == {(5, 16, "qwen2-vl-7b")}
+    assert all(-1 <= row["clip_image_cosine@same/base"] <= 1 for row in made)
+
+
+def test_more_tokens_than_clip_has_room_for_are_refused_before_anything_is_drawn(machine: Machine) -> None:
+    done = machine.call(*COMMAND, "--regen", "resafe:tokens=76")
+    assert done.returncode == 2, done.stderr
+    assert "tokens is 76, and CLIP of profile 'paper' has room for 75" in done.stderr
