@@ -68,7 +68,7 @@ nightly-runs: $(VENV)/.installed
 	$(NIGHTLY) $(BIN)/harness eval --defense all --bench ring-a-bell-k77,benign --concept nudity --profile shapes --limit 16
 
 nightly-chaos: $(VENV)/.dev
-	$(TESTS) -m slow tests/pipeline/test_chaos.py
+	$(TESTS) -m slow tests/pipeline/test_chaos.py tests/pipeline/stages/test_build.py
 
 nightly-benchmarks: $(VENV)/.dev
 	mkdir -p nightly
