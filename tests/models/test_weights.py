@@ -138,11 +138,11 @@ def test_a_broken_package_is_told_apart_from_a_missing_download(card: BackboneCa
 def test_what_the_package_holds_is_not_missing(tmp_path: Path) -> None:
     assert [line for w in prerequisites.profile_weights(SHAPES, ROOTS) for line in weights.missing(w)] == []
     assert weights.fetch(SMALL.weights()[0]).is_dir()
-    assert prerequisites.missing([SHAPES], SHAPES, tmp_path, SHAPES.scorers) == []
+    assert prerequisites.missing(prerequisites.profile_weights(SHAPES, ROOTS), SHAPES, tmp_path, SHAPES.scorers) == []
 
 
 def test_one_list_names_benchmarks_weights_and_scorers_files(cache: Path, tmp_path: Path) -> None:
-    things = [load_card(BenchmarkCard, "i2p", ROOTS), SD, HELD, PAPER]
+    things = [load_card(BenchmarkCard, "i2p", ROOTS), *SD.weights(), HELD, *prerequisites.profile_weights(PAPER, ROOTS)]
     lines = prerequisites.missing(things, PAPER, tmp_path, ["nudenet", "q16", "q16"])
     parts = (
         "fetch bench i2p", "fetch weights sd-1-4", "fetch weights mine", "fetch weights qwen2-vl-7b",
@@ -175,10 +175,9 @@ def test_a_scorers_weights_may_be_a_file_of_tensors_that_is_no_safetensors(cache
 
 FETCH = """
 import sys
-from harness import weights
+from harness.cards.weights_ref import WeightsRef
 from harness.errors import UserError
-from harness.evaluate import Places, prepare
-from harness.plan import Request
+from harness.models import weights
 wanted = WeightsRef(role="clip", name="mine", source="owner/model", revision="1" * 40, files=tuple(sys.argv[1:]),
                       licence="MIT")
 try:
