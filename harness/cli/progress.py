@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.pipeline.progress import Snapshot, StageProgress
 
 _FIRST_LINE_S = 1.0  # what is over sooner says nothing
+_FIRST_PLAIN_LINE_S = 4.0  # in a file or a pipe: a mistake found by then is all that is said
 _NEWS_S = 3.0  # between lines that say something else
 _LINE_EVERY_S = 9.0  # between lines that say the same thing
 _TICK_S = 0.5
@@ -42,10 +43,7 @@ class Display:
     def __enter__(self) -> Display:
         if self._quiet:
             return self
-        # A descriptor of our own: while Ray runs, the process's two lead to a file.
-        self._stream = os.fdopen(
-            os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=sys.stderr.encoding, errors="replace"
-        )
+        self._stream, self._own_stream = _standard_error()
         if self._stream.isatty():
             self._live = self._make_live()
         self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -63,7 +61,8 @@ class Display:
             self._live.stop()
         elif self._snapshot is not None and self._snapshot.stages:
             self._line(self._snapshot)
-        self._stream.close()
+        if self._own_stream:
+            self._stream.close()
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Show this from now on."""
@@ -90,7 +89,7 @@ class Display:
                 self._live.update(self._table(), refresh=True)
             return
         kind = re.sub(r"\d+", "#", self._doing)  # what is done, not how far it is
-        wait = _LINE_EVERY_S if kind == self._last_doing else _NEWS_S if self._last_doing else _FIRST_LINE_S
+        wait = _LINE_EVERY_S if kind == self._last_doing else _NEWS_S if self._last_doing else _FIRST_PLAIN_LINE_S
         if now - self._last_line >= wait:
             self._last_line, self._last_doing = now, kind
             if self._snapshot is not None and any(s.done for s in self._snapshot.stages.values()):
@@ -143,6 +142,19 @@ class Display:
             bar = ProgressBar(total=max(s.total, 1), completed=s.done, width=_BAR)
             table.add_row(stage, bar, f"{s.done}/{s.total} rows", rate(s))
         return Group(table, head, Text(eta(self._snapshot)))
+
+
+def _standard_error() -> tuple[TextIO, bool]:
+    """Where progress goes, and whether it is ours to close.
+
+    A descriptor of our own: while Ray runs, the process's two lead to a file. A stream without one (in memory, as a
+    notebook's) is taken as it is.
+    """
+    try:
+        own = os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError):
+        return sys.stderr, False
+    return os.fdopen(own, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace"), True
 
 
 def rate(stage: StageProgress) -> str:

@@ -35,7 +35,8 @@ def test_a_row_that_is_there_twice_is_refused_by_name() -> None:
 
 def test_the_same_row_under_two_defenses_or_samples_is_no_duplicate() -> None:
     rows = [row(0, "safe"), row(0, "safe", sample=1), row(0, "safe", defense="d")]
-    assert len(measure(table(rows), {"nudity": [policy()]})) == 4
+    cells = measure(table(rows), {"nudity": [policy()]})
+    assert len([cell for cell in cells if not cell.metric.startswith("hit@")]) == 4
 
 
 def test_a_row_that_went_in_and_did_not_come_out_is_named() -> None:
