@@ -68,6 +68,7 @@ class StoredImages:
     def __init__(self, found: Mapping[Row, Mapping[Place, StoredImage | None]]) -> None:
         self.found = found
         self.places = list(dict.fromkeys(p for row in found.values() for p in row))
+        self._by_name = {(row.row_id, row.sample): there for row, there in found.items()}
 
     def rows(self, *places: Place) -> list[Row]:
         """Rows that every one of ``places`` has a line for."""
@@ -79,7 +80,7 @@ class StoredImages:
 
     def of(self, row: Row, place: Place) -> StoredImage:
         """The image, which must be there."""
-        image = self.found[row][place]
+        image = self._by_name[row.row_id, row.sample][place]  # whatever cluster the row was read with
         if image is None:
             raise KeyError(f"{row.row_id} has no image under {place}")
         return image

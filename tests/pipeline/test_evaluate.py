@@ -81,7 +81,7 @@ def test_a_full_disk_is_no_mistake_of_the_user_and_ends_with_four(number: int, m
 
     with pytest.raises(TransientError, match=r"No room \(runs/x/scores.parquet\); make room, and run the same command"):
         full()
-    monkeypatch.setattr(cli, "app", lambda **_: full())
+    monkeypatch.setattr(cli, "watch", lambda _command: lambda **_: full())
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 4
