@@ -148,8 +148,8 @@ def diff(
     json: options.Json = False,
 ) -> None:
     """Say which keys of which stage differ between two runs; exit code 0 also when some do."""
-    from harness.cli.report import read_record
     from harness.pipeline.record import differences
+    from harness.report.stored_run import read_record
 
     found = differences(read_record(left), read_record(right))
     for row in found:

@@ -72,7 +72,7 @@ def _policies(runs: list[Path], policy: str | None, cards: Path | None) -> dict[
     from harness.cards.base import card_roots
     from harness.cards.load import load_card
     from harness.cards.policy import PolicyCard
-    from harness.cli.report import read_record
+    from harness.report.stored_run import read_record
 
     named: dict[str, dict[str, str]] = {}
     for run in runs:

@@ -61,11 +61,11 @@ def score(
     """
     import dataclasses
 
-    from harness.cli.report import read_record
     from harness.errors import UserError
     from harness.pipeline.evaluate import prepare
     from harness.pipeline.record import request_of, require_images
     from harness.pipeline.request import Request
+    from harness.report.stored_run import read_record
     from harness.store.shards import Store
 
     if (run is None) == (images is None):

@@ -96,8 +96,8 @@ def ask(
     What was answered once is not asked again. A remote judge's address, key and model come from OPENAI_BASE_URL,
     OPENAI_API_KEY and HARNESS_JUDGE_MODEL. Exit code 4: some answers are missing, run the same command again.
     """
-    from harness.cli.report import read_record
     from harness.judges import run_judge
+    from harness.report.stored_run import read_record
 
     if reference not in ("caption", "image"):
         raise UserError(f"--reference {reference!r}: caption or image")
@@ -167,8 +167,8 @@ def export(
     over all scores, for every benchmark, defense and variant by itself. `harness judge import` then prints the
     corrected ASR; docs/statistics.md says how, and how many labels buy what.
     """
-    from harness.cli.report import read_record
     from harness.judges import human_form, images, labels, questions
+    from harness.report.stored_run import read_record
 
     record = read_record(run)
     asked = _asked(record, task, seed=seed, n=n or (LABELS if task == UNSAFE else 20), artist=artist)

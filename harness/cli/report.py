@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from harness.cards.base import card_roots
-from harness.cards.load import load_card, load_cards
+from harness.cards.load import card_names, load_card, load_cards
 from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
 from harness.cards.report import ReportCard
 from harness.cli import options
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 
 FORMATS = ("terminal", "md", "csv", "json")
 SAFEREDIR = "saferedir"
@@ -27,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     name: Annotated[
-        str, typer.Argument(help="Table, see `harness list reports`; or saferedir; with --curve a run's folder.")
+        str, typer.Argument(help="Table, see `harness list reports`; a run's folder or its name; or saferedir.")
     ],
     runs: Annotated[list[str] | None, typer.Argument(help="Of saferedir: folders of runs, or their names.")] = None,
     profile: options.Profile = "paper",
@@ -47,12 +46,12 @@ def report(
 ) -> None:
     """Print a table in the paper's layout from every run under --out: k/n, interval, and the paper's value beside.
 
-    Cells that no run gives say so, and how to get them. `harness report saferedir RUN...` prints FSR, CSDR and PDR of
-    SafeRedir's protocol. With --curve, ASR of one run at every threshold, from its stored scores, with the point of
-    each published policy over the same scorer.
+    Cells that no run gives say so, and how to get them. `harness report RUN` prints one run's own numbers again.
+    `harness report saferedir RUN...` prints FSR, CSDR and PDR of SafeRedir's protocol. With --curve, ASR of one run at
+    every threshold, from its stored scores, with the point of each published policy over the same scorer.
     """
     if curve:
-        _curve(Path(name) if Path(name).is_dir() else out / name, policy, to, cards, as_json)
+        _curve(_folder_of(name, out), policy, to, cards, as_json)
         return
     if policy is not None:
         raise UserError("--policy goes with --curve; a table's card names its policies")
@@ -62,15 +61,26 @@ def report(
     if runs:
         raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
 
-    from harness.errors import nearest
+    form = "json" if as_json else form
+    if form not in FORMATS:
+        raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
+    if name not in card_names(ReportCard, card_roots(cards)) and (_folder_of(name, out).is_dir() or "/" in name):
+        from harness.report.stored_run import read_run, render_run
+
+        _print(render_run(read_run(_folder_of(name, out)), form), to)
+        return
+
     from harness.report import table
     from harness.report.render import render
 
-    if form not in FORMATS:
-        raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
     card = load_card(ReportCard, name, card_roots(cards))
     load_card(ProfileCard, profile, card_roots(cards))
-    _print(render(table.assemble(card, out, profile), "json" if as_json else form), to)
+    _print(render(table.assemble(card, out, profile), form), to)
+
+
+def _folder_of(run: str, out: Path) -> Path:
+    """The folder of a run that is named by its path, or by its name below ``out``."""
+    return Path(run) if Path(run).is_dir() or "/" in run else out / run
 
 
 def _print(text: str, to: Path | None) -> None:
@@ -87,10 +97,11 @@ def _print(text: str, to: Path | None) -> None:
 def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> str:
     """SafeRedir's tables of runs, each a folder or a name below ``out``."""
     from harness.report import saferedir
+    from harness.report.stored_run import read_record
 
     if not names:
         raise UserError(f"report {SAFEREDIR!r} needs the folders of runs: harness report {SAFEREDIR} RUN...")
-    folders = [Path(name) if Path(name).is_dir() else out / name for name in names]
+    folders = [_folder_of(name, out) for name in names]
     for folder in folders:
         read_record(folder)  # a run that is not there is refused with those that are
     wanted = [*(task.policy for task in saferedir.TASKS), saferedir.PERSON]
@@ -102,6 +113,7 @@ def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, a
     """Write a run's curves beside its report, or to a folder."""
     from harness.cards.policy import PolicyCard
     from harness.report import curve
+    from harness.report.stored_run import read_record
     from harness.store.shards import read
 
     record, where = read_record(run), card_roots(cards)
@@ -117,20 +129,3 @@ def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, a
         return
     for path in paths:
         typer.echo(str(path))
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """A run's run.json.
-
-    Raises:
-        UserError: no such run, with those that are there.
-    """
-    path = run / "run.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except OSError:
-        there = sorted(p.parent.name for p in run.parent.glob("*/run.json")) if run.parent.is_dir() else []
-        raise UserError(f"no finished run at {run} (in {run.parent}: {', '.join(there) or 'none'})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not readable: {error}") from None
-    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -29,5 +30,11 @@ class Cost:
         """Device-seconds per image had only the flagged ones been made anew."""
         return None if self.flagged is None or not self.total else self.per_image * self.flagged / self.total
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cost:
+        """The cost that ``to_json`` gave."""
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
+
     def to_json(self) -> dict[str, Any]:
+        """The cost as plain data, with its two rates; ``from_json`` reads it back."""
         return asdict(self) | {"per_image": self.per_image, "per_image_if_flagged": self.per_image_if_flagged}
