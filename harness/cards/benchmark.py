@@ -91,9 +91,9 @@ class BenchmarkCard(Card):
         Raises:
             UserError: when the benchmark has no such edition.
         """
-        for key, found in self.editions.items():
+        for key, edition in self.editions.items():
             if key == name:
-                return found
+                return edition
         raise UserError(
             f"benchmark {self.name!r} has no {name!r} edition "
             f"(it has: {', '.join(self.editions)}); see {show(self.path)}"

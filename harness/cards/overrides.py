@@ -142,8 +142,8 @@ def _scheduler(spec: str, name: str) -> None:
     """Refuse what is no scheduler; names are read from diffusers' sources, which are not imported."""
     import importlib.util
 
-    found = importlib.util.find_spec("diffusers")
-    folder = Path(str(found.origin)).parent / "schedulers" if found is not None else None
+    package = importlib.util.find_spec("diffusers")
+    folder = Path(str(package.origin)).parent / "schedulers" if package is not None else None
     if folder is None or not folder.is_dir():
         return
     text = (folder / "__init__.py").read_text(encoding="utf-8")

@@ -43,8 +43,8 @@ def fit(number: str, n: int) -> Fit | None:
 
 def rounds(number: str, n: int) -> Fit | None:
     """``fit`` without cut digits: what an explanation other than the column's own n has to meet."""
-    found = fit(number, n)
-    return None if found is None or found.cut else found
+    best = fit(number, n)
+    return None if best is None or best.cut else best
 
 
 def chance(places: int, n: int) -> float:

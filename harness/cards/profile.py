@@ -77,10 +77,10 @@ class ProfileCard(Card):
                 f"profile {self.name!r} does not know concept {concept!r} "
                 f"(it has: {', '.join(self.concepts)}){nearest(concept, self.concepts)}; see {show(self.path)}"
             )
-        found = self.concepts[concept]
-        return found.model_copy(update={"scorers": tuple(dict.fromkeys((*self.scorers, *found.scorers)))})
+        own = self.concepts[concept]
+        return own.model_copy(update={"scorers": tuple(dict.fromkeys((*self.scorers, *own.scorers)))})
 
     def policies(self, concept: str) -> tuple[str, ...]:
         """Names of the policies printed for ``concept``, the main one first."""
-        found = self.measures(concept)
-        return tuple(dict.fromkeys(((found.policy,) if found.policy else ()) + found.policies))
+        measures = self.measures(concept)
+        return tuple(dict.fromkeys(((measures.policy,) if measures.policy else ()) + measures.policies))

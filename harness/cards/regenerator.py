@@ -188,15 +188,15 @@ class RegeneratorCard(Card):
 
 def merged_sections(card: RegeneratorCard, edition: str, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The sections with the edition's values over the card's own, and those asked for over both."""
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for name in SECTIONS:
         section = getattr(card, name)
         if section is None:
-            found[name] = None
+            sections[name] = None
             continue
         layers = [card.shapes.get(name, {}) if edition == "shapes" else {}, asked.get(name, {})]
         values = section.model_dump()
         for layer in layers:
             values |= layer
-        found[name] = type(section).model_validate(values)
-    return found
+        sections[name] = type(section).model_validate(values)
+    return sections

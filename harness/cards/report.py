@@ -131,5 +131,5 @@ def printed_count(number: str, n: int) -> int | None:
         number: percent with its decimals, as printed.
         n: rows of the benchmark.
     """
-    found = fit(number, n)
-    return None if found is None else found.k
+    best = fit(number, n)
+    return None if best is None else best.k

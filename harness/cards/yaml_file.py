@@ -133,7 +133,7 @@ def _plain(node: yaml.Node, at: Place, lines: dict[Place, int], path: Path) -> A
 
 def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: Mapping[Place, int]) -> str:
     """Pydantic's findings on one line, each with its line in the file."""
-    found = []
+    messages = []
     for item in error.errors(include_url=False):
         at = item["loc"]
         line = next((lines[at[:k]] for k in range(len(at), 0, -1) if at[:k] in lines), 1)
@@ -147,9 +147,9 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: 
             text = f"{key + ': ' if key else ''}{value_fault(item)}"
         else:
             text = f"{key}: {value_fault(item)}, got {item['input']!r}"
-        found.append(f"{show(path)}:{line}: {text}")
-    more = len(found) - MOST_NAMED
-    return "; ".join(found[:MOST_NAMED]) + (f" (and {more} more)" if more > 0 else "")
+        messages.append(f"{show(path)}:{line}: {text}")
+    more = len(messages) - MOST_NAMED
+    return "; ".join(messages[:MOST_NAMED]) + (f" (and {more} more)" if more > 0 else "")
 
 
 def _keys(model: type[BaseModel], at: Sequence[str | int]) -> list[str]:
@@ -164,4 +164,4 @@ def _keys(model: type[BaseModel], at: Sequence[str | int]) -> list[str]:
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _models(inner)]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

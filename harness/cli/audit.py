@@ -47,15 +47,15 @@ def audit(
 
     known = [card for card in load_cards(ReportCard, card_roots(cards)) if isinstance(card, ReportCard)]
     files = {name: report.read_csv(Path(name)) for name in tables if name.endswith(".csv") or Path(name).is_file()}
-    found = []
+    audits = []
     for name in tables:
         if name in files:
             table, beside = files[name], [other for path, other in files.items() if path != name]
         else:
             card = load_card(ReportCard, name, card_roots(cards))
             table, beside = report.of_card(card), [report.of_card(c) for c in report.same_paper(card, known)]
-        found.append(audited(table, beside))
+        audits.append(audited(table, beside))
     if json:
-        options.emit({"tables": [report.as_json(one) for one in found]})
+        options.emit({"tables": [report.as_json(one) for one in audits]})
         return
-    typer.echo("\n\n".join(report.text(one, readings) for one in found))
+    typer.echo("\n\n".join(report.text(one, readings) for one in audits))

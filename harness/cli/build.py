@@ -61,8 +61,8 @@ def build(
     )
     places = options.places(store, out, data, cards)
     if dry_run:
-        found = builds.outlook(builds.prepare(request, places), places.store)
-        options.emit({"builds": found}) if json else _show_costs(found)
+        planned = builds.build_estimates(builds.prepare(request, places), places.store)
+        options.emit({"builds": planned}) if json else _show_costs(planned)
         return
     resources = running.resources(running.Machine(num_gpus, None, workers, executor, address))
     with Display(quiet=quiet) as display:
@@ -90,10 +90,10 @@ def summary(report: BuildReport) -> dict[str, Any]:
     return {"built": [b._asdict() | {"path": str(b.path)} for b in report.built]}
 
 
-def _show_costs(found: list[dict[str, Any]]) -> None:
+def _show_costs(planned: list[dict[str, Any]]) -> None:
     from harness.cli.plan_table import build_lines
 
-    for line in build_lines(found):
+    for line in build_lines(planned):
         typer.echo(line)
 
 

@@ -56,17 +56,17 @@ def list_(
     if kind is not None and kind not in (*KINDS, "scorers"):
         known = [*KINDS, "scorers"]
         raise UserError(f"no kind {kind!r}{nearest(kind, known)} (there are: {', '.join(known)})")
-    found: dict[str, dict[str, str]] = {}
+    summaries: dict[str, dict[str, str]] = {}
     for plural, cls in KINDS.items():
         if kind in (None, plural):
-            found[plural] = {c.name: c.summary for c in load_cards(cls, card_roots(cards))}
+            summaries[plural] = {c.name: c.summary for c in load_cards(cls, card_roots(cards))}
     if kind in (None, "scorers"):
-        found["scorers"] = {stem: scorers.summary(stem) for stem in scorers.names()}
+        summaries["scorers"] = {stem: scorers.summary(stem) for stem in scorers.names()}
     if json:
-        options.emit(found)
+        options.emit(summaries)
         return
-    width = max((len(n) for names in found.values() for n in names), default=0)
-    for plural, names in found.items():
+    width = max((len(n) for names in summaries.values() for n in names), default=0)
+    for plural, names in summaries.items():
         if names:
             typer.echo(f"{plural}:" if kind is None else "", nl=kind is None)
             for name, summary in names.items():
@@ -92,12 +92,12 @@ def describe(
     if not kinds and not is_scorer:
         known = [*scorers.names(), *(n for k in KINDS.values() for n in card_names(k, where))]
         raise UserError(f"no card or scorer {name!r}{nearest(name, known)}; see `harness list`")
-    found = [(k.KIND, load_card(k, name, where)) for k in kinds]
+    described = [(k.KIND, load_card(k, name, where)) for k in kinds]
     if json:
-        shown = [{"kind": k, "file": str(c.path), **c.model_dump(mode="json")} for k, c in found]
+        shown = [{"kind": k, "file": str(c.path), **c.model_dump(mode="json")} for k, c in described]
         options.emit({"name": name, "found": [*shown, *([_scorer(name)] if is_scorer else [])]})
         return
-    for kind, card in found:
+    for kind, card in described:
         _print_card(kind, str(card.path), card.model_dump(mode="json", exclude={"name"}, exclude_defaults=True))
     if is_scorer:
         about = _scorer(name)
@@ -151,19 +151,19 @@ def diff(
     from harness.pipeline.record import differences
     from harness.report.stored_run import read_record
 
-    found = differences(read_record(left), read_record(right))
-    for row in found:
+    differing = differences(read_record(left), read_record(right))
+    for row in differing:
         if "only_in" in row:
             row["only_in"] = str(left if row["only_in"] == "left" else right)
     if json:
-        options.emit({"differences": found})
+        options.emit({"differences": differing})
         return
-    for row in found:
+    for row in differing:
         if "only_in" in row:
             typer.echo(f"{row['stage']}: only in {row['only_in']}")
         else:
             typer.echo(f"{row['stage']}: {row['key']}: {row['left']} -> {row['right']}")
-    if not found:
+    if not differing:
         typer.echo("no difference: both runs rest on the same stages")
 
 
@@ -191,7 +191,7 @@ def doctor(
         ("torch", "diffusers", "transformers", "ray", "pyarrow", "nudenet", "onnxruntime", "numpy")
     )
     there = hardware.local()
-    found = {
+    checks = {
         "profile": profile,
         "python": sys.version.split()[0],
         "versions": versions,
@@ -204,12 +204,12 @@ def doctor(
         "ready": not weights and len(lacking) < len(benches) and all(versions.values()),
     }
     if json:
-        options.emit(found)
+        options.emit(checks)
     else:
-        for name, value in found.items():
+        for name, value in checks.items():
             lines = value if isinstance(value, list) else [value]
             typer.echo(f"{name:>18}  {lines[0] if lines else 'none'}")
             for line in lines[1:]:
                 typer.echo(f"{'':>18}  {line}")
-    if not found["ready"]:
+    if not checks["ready"]:
         raise typer.Exit(1)

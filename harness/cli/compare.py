@@ -51,8 +51,8 @@ def compare(
     policies = _policies(runs, policy, cards)
     tables = [run_comparison.judged(read(run / "scores.parquet"), policies) for run in runs]
     chosen = None if methods is None else _methods(methods, tables, runs)
-    found = compare_runs(tables[0], tables[1], chosen)
-    if not found:
+    pairs = compare_runs(tables[0], tables[1], chosen)
+    if not pairs:
         raise UserError(
             f"{runs[0].name} and {runs[1].name} have no method over the same benchmark to compare: name one of each "
             "with --methods"
@@ -60,11 +60,11 @@ def compare(
     used = {concept: card.name for concept, card in policies.items()}
     if json:
         options.emit(
-            {"runs": [run.name for run in runs], "policies": used, "compared": [one.to_json() for one in found]}
+            {"runs": [run.name for run in runs], "policies": used, "compared": [one.to_json() for one in pairs]}
         )
         return
     typer.echo("policy " + ", ".join(f"{name} ({concept})" for concept, name in used.items()))
-    typer.echo(run_comparison.text(found, (runs[0].name, runs[1].name), rows))
+    typer.echo(run_comparison.text(pairs, (runs[0].name, runs[1].name), rows))
 
 
 def _policies(runs: list[Path], policy: str | None, cards: Path | None) -> dict[str, Any]:

@@ -182,10 +182,10 @@ def _some(option: str, text: str | None) -> tuple[str, ...] | None:
     """
     if text is None:
         return None
-    found = options.split(text)
-    if not found:
+    names = options.split(text)
+    if not names:
         raise UserError(f"{option} {text!r} names nothing; leave {option} out, or say what is wanted")
-    return found
+    return names
 
 
 def _print_plan(request: Request, places: Places, machine: running.Machine, json: bool, power: bool = False) -> None:
@@ -196,12 +196,12 @@ def _print_plan(request: Request, places: Places, machine: running.Machine, json
     made = prepare(request, places)
     warn_left_out(made)
     gpus, memory = running.gpus(machine)
-    found = estimate(made, places.store, gpus, memory)
+    summary = estimate(made, places.store, gpus, memory)
     if power:
-        found["power"] = comparisons(made)
+        summary["power"] = comparisons(made)
     if json:
-        options.emit(found)
+        options.emit(summary)
         return
-    show(found)
+    show(summary)
     if power:
-        show_power(found["power"])
+        show_power(summary["power"])

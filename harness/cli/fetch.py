@@ -37,13 +37,15 @@ def bench(
     """Fetch a benchmark from its card's source (HF_TOKEN for gated ones), or import your own copy."""
     from harness.data.fetch import fetch_bench
 
-    found = fetch_bench(load_card(BenchmarkCard, name, card_roots(cards)), data, file, os.environ.get("HF_TOKEN"))
+    fetched = fetch_bench(load_card(BenchmarkCard, name, card_roots(cards)), data, file, os.environ.get("HF_TOKEN"))
     if json:
-        options.emit({"path": str(found.path), "sha256": found.sha256, "rows": found.rows, "warning": found.warning})
+        options.emit(
+            {"path": str(fetched.path), "sha256": fetched.sha256, "rows": fetched.rows, "warning": fetched.warning}
+        )
         return
-    if found.warning:
-        typer.echo(f"warning: {found.warning}", err=True)
-    typer.echo(f"{name}: {found.rows} rows at {found.path} (sha256 {found.sha256[:16]})")
+    if fetched.warning:
+        typer.echo(f"warning: {fetched.warning}", err=True)
+    typer.echo(f"{name}: {fetched.rows} rows at {fetched.path} (sha256 {fetched.sha256[:16]})")
 
 
 @fetch.command("weights", epilog="Example: harness fetch weights sd-1-4, or all that a profile needs: paper")
@@ -56,11 +58,11 @@ def weights(
     from harness.models import weights as published
     from harness.pipeline.prerequisites import find_weights
 
-    found = []
+    fetched = []
     for wanted in find_weights(name, card_roots(cards)):
         path = published.fetch(wanted, os.environ.get("HF_TOKEN"))
-        found.append({"name": wanted.name, "source": wanted.source, "revision": wanted.revision, "path": str(path)})
+        fetched.append({"name": wanted.name, "source": wanted.source, "revision": wanted.revision, "path": str(path)})
         if not json:
             typer.echo(f"{wanted.name}: {wanted.source} at {path} ({wanted.licence})")
     if json:
-        options.emit({"weights": found})
+        options.emit({"weights": fetched})

@@ -206,28 +206,30 @@ def import_(
     from harness.report.corrections import text as corrected_text
     from harness.store.version import __version__
 
-    found = human_answers.read_key(key)
-    sheets = human_answers.read_answers(answers, found)
-    table = human_answers.table(sheets, found)
+    form_key = human_answers.read_key(key)
+    sheets = human_answers.read_answers(answers, form_key)
+    table = human_answers.table(sheets, form_key)
     counts = [c.as_json() for c in human_answers.count(table)]
-    folder = out or Path(found["run"]["folder"])
+    folder = out or Path(form_key["run"]["folder"])
     if not folder.is_dir():
         raise UserError(f"{folder} (the run of the form) is not here: say where to write with --out")
-    path = folder / "judges" / f"{found['task']}_people_{found['form'][:8]}.parquet"
+    path = folder / "judges" / f"{form_key['task']}_people_{form_key['form'][:8]}.parquet"
     sidecar: dict[str, Any] = {
-        "task": found["task"], "task_version": found["task_version"], "question": found["question"],
-        "form": found["form"], "seed": found["seed"], "run": found["run"]["name"], "harness": __version__,
+        "task": form_key["task"], "task_version": form_key["task_version"], "question": form_key["question"],
+        "form": form_key["form"], "seed": form_key["seed"], "run": form_key["run"]["name"], "harness": __version__,
         "raters": [s.rater for s in sheets], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
         "counts": counts,
     }  # fmt: skip
-    corrected = labels.corrections(table, found) if found["task"] == UNSAFE else []
+    corrected = labels.corrections(table, form_key) if form_key["task"] == UNSAFE else []
     if corrected:
         sidecar |= corrections.as_json(corrected)
     run_judge.write(path, table, sidecar)
     if json:
         options.emit({**sidecar, "path": str(path)})
         return
-    typer.echo(f"{found['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item")
+    typer.echo(
+        f"{form_key['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item"
+    )
     if corrected:
         typer.echo(corrected_text(corrected))
     else:

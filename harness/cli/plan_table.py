@@ -9,35 +9,36 @@ from typing import Any
 _PLAIN = 140  # characters a line where nobody looks at it live
 
 
-def show(found: dict[str, Any]) -> None:
-    """The outlook as a table."""
+def show(summary: dict[str, Any]) -> None:
+    """The plan of a run as a table."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else _PLAIN)
-    title = f"{found['run']}  (profile {found['profile']}, backbone {found['backbone']})"
+    title = f"{summary['run']}  (profile {summary['profile']}, backbone {summary['backbone']})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("defense", "bench", "stage", "of", "fingerprint", "shards to do", "rows to do"):
         table.add_column(name, justify="right" if name.endswith("do") else "left")
-    for s in found["stages"]:
+    for s in summary["stages"]:
         to_do = f"{s['missing_shards']} of {s['shards']}"
         table.add_row(s["defense"], s["bench"], s["stage"], s["of"], s["fingerprint"], to_do, str(s["missing_rows"]))
     console.print(table)
-    for number, phase in enumerate(found["phases"], 1):
+    for number, phase in enumerate(summary["phases"], 1):
         groups = " | ".join(" -> ".join(s["stages"]) + (f" ({s['gpu']:g} of a GPU)" if s["gpu"] else "") for s in phase)
         console.print(f"phase {number}: {groups}", soft_wrap=True)
-    for line in build_lines(found["builds"]):
+    for line in build_lines(summary["builds"]):
         console.print(f"build {line}", soft_wrap=True)
-    memory = ", ".join(f"{stage} {gb:g} GB" for stage, gb in found["memory_gb"].items())
+    memory = ", ".join(f"{stage} {gb:g} GB" for stage, gb in summary["memory_gb"].items())
     console.print(f"memory of one copy: {memory}", soft_wrap=True)
     console.print(
-        f"{found['rows']} rows ({found['excluded']} excluded by the guard), {found['images_to_draw']} images to draw: "
-        f"about {found['hours']} hours of drawing, {found['disk_mb']} MB of disk",
+        f"{summary['rows']} rows ({summary['excluded']} excluded by the guard), "
+        f"{summary['images_to_draw']} images to draw: "
+        f"about {summary['hours']} hours of drawing, {summary['disk_mb']} MB of disk",
         soft_wrap=True,
     )
 
 
-def show_power(found: Sequence[Mapping[str, Any]]) -> None:
+def show_power(comparisons: Sequence[Mapping[str, Any]]) -> None:
     """What the planned rows can tell apart, a line for each benchmark and kind of comparison."""
     from rich.console import Console
     from rich.table import Table
@@ -48,7 +49,7 @@ def show_power(found: Sequence[Mapping[str, Any]]) -> None:
     names = ("bench", "compared", "tests", "prompts", "flips", "as seen", "true, found in 4 of 5", "if 5% flip back")
     for name in names:
         table.add_column(name, justify="left" if name in names[:2] else "right")
-    for line in found:
+    for line in comparisons:
         points = [_points(line[name]) for name in ("smallest_seen", "smallest_true", "smallest_noisy")]
         counts = [str(line[name]) for name in ("tests", "n", "flips")]
         table.add_row(line["bench"], line["compared"], *counts, *points)

@@ -119,9 +119,9 @@ def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, a
     record, where = read_record(run), card_roots(cards)
     chosen = {c: load_card(PolicyCard, policy or used[0]["name"], where) for c, used in record["policies"].items()}
     known = [card for card in load_cards(PolicyCard, where) if isinstance(card, PolicyCard)]
-    found = curve.curves(read(run / "scores.parquet"), chosen, known)
+    curves = curve.curves(read(run / "scores.parquet"), chosen, known)
     names = "_".join(dict.fromkeys(card.name for card in chosen.values()))
-    paths = curve.write(to or run, f"curve_{names}", found)
+    paths = curve.write(to or run, f"curve_{names}", curves)
     if as_json:
         options.emit(
             {"run": run.name, "policies": {c: p.name for c, p in chosen.items()}, "paths": list(map(str, paths))}

@@ -80,19 +80,19 @@ def resources(machine: Machine) -> Resources:
     there = hardware.ask(address)
     if num_gpus is None:
         num_gpus = there.gpus
-    found = Resources(
+    chosen = Resources(
         executor=executor,
         workers=workers or num_gpus or there.cores,
         num_gpus=num_gpus,
         gpu_memory_gb=there.gpu_memory_gb if num_gpus and gpu_memory is None else gpu_memory,
         address=address,
     )
-    check(found)
+    check(chosen)
     if address is None:
         hardware.require_gpus(num_gpus)
     elif num_gpus > there.gpus:
         raise UserError(f"--num-gpus {num_gpus}: the cluster at {address} has {there.gpus} now")
-    return found
+    return chosen
 
 
 def gpus(machine: Machine) -> tuple[int, float | None]:

@@ -65,21 +65,21 @@ def prune(
         raise UserError(
             "harness store prune: say what: --images, --stage NAME or --fingerprint HASH (see `harness store ls`)"
         )
-    found = Store.open_existing(path)
-    entries = found.entries()
+    store = Store.open_existing(path)
+    entries = store.entries()
     for given, known in ((stage, {e.stage for e in entries}), (fingerprint, {e.fingerprint for e in entries})):
         if given is not None and given not in known:
             raise UserError(f"nothing called {given!r} in {path}{nearest(given, known)}; see `harness store ls`")
     chosen = [e for e in entries if stage in (None, e.stage) and fingerprint in (None, e.fingerprint)]
-    with found.lock():
-        shards = found.images(chosen) if images else []
+    with store.lock():
+        shards = store.images(chosen) if images else []
         if images:
             holding = {p.parent for p in shards}
-            chosen = [e for e in chosen if found.folder(e.stage, e.fingerprint) in holding]
+            chosen = [e for e in chosen if store.folder(e.stage, e.fingerprint) in holding]
         size = sum(e.size for e in chosen)
         what = "images of" if images else "all of"
         if not (yes or json) and not typer.confirm(f"remove {what} {len(chosen)} folders, {size / 1e6:.1f} MB?"):
             raise typer.Exit(1)
-        freed = found.discard_images(shards) if images else found.remove(chosen)
+        freed = store.discard_images(shards) if images else store.remove(chosen)
     result: dict[str, Any] = {"folders": len(chosen), "freed_bytes": freed}
     options.emit(result) if json else typer.echo(f"{len(chosen)} folders, {freed / 1e6:.1f} MB freed")

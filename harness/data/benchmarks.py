@@ -52,65 +52,66 @@ def parse(edition: Edition, data: bytes, path: Path) -> Sheet:
     return read_groups(data, path, edition.task, edition.minors)
 
 
-def identify(card: BenchmarkCard, edition: Edition, found: Sheet) -> Identity:
+def identify(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> Identity:
     """Tells whether a file is the edition's: by sha256, else by its columns and its number of rows.
 
     Raises:
         UserError: a variant that is another benchmark, a column missing, another number of rows.
     """
-    if found.sha256 == edition.sha256:
+    if prompt_file.sha256 == edition.sha256:
         return Identity("exact", "")
     for known in edition.known:
-        if known.sha256 == found.sha256 and known.use:
+        if known.sha256 == prompt_file.sha256 and known.use:
             return Identity("variant", known.note)
-        if known.sha256 == found.sha256:
+        if known.sha256 == prompt_file.sha256:
             raise UserError(
-                f"{show(found.path)}: is not {card.name} ({edition.rows} rows) but a file of {known.rows} rows "
+                f"{show(prompt_file.path)}: is not {card.name} ({edition.rows} rows) but a file of {known.rows} rows "
                 f"that goes by its name: {known.note}"
             )
     for candidates in _needed(edition):
-        found.need(candidates)
-    rows = len(found.records)
+        prompt_file.need(candidates)
+    rows = len(prompt_file.records)
     if rows != edition.rows:
         why = "it is truncated, or another file" if rows < edition.rows else "it is another file"
-        raise UserError(
-            f"{found.at(found.records[-1].line)}: ends after {rows} rows where {card.name} has {edition.rows}: {why}"
-        )
-    if edition.sha256 is None and (edition.header is None or found.header == edition.header):
+        end = prompt_file.at(prompt_file.records[-1].line)
+        raise UserError(f"{end}: ends after {rows} rows where {card.name} has {edition.rows}: {why}")
+    if edition.sha256 is None and (edition.header is None or prompt_file.header == edition.header):
         return Identity("alike", "" if edition.source.startswith("package:") else "its sha256 is not known to the card")
-    changed = "" if edition.header in (None, found.header) else "; its columns differ too"
-    return Identity("alike", f"its sha256 {found.sha256[:12]}... is not the card's (saved again, or edited?){changed}")
+    changed = "" if edition.header in (None, prompt_file.header) else "; its columns differ too"
+    return Identity(
+        "alike", f"its sha256 {prompt_file.sha256[:12]}... is not the card's (saved again, or edited?){changed}"
+    )
 
 
-def check(card: BenchmarkCard, edition: Edition, found: Sheet) -> Identity:
+def check(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> Identity:
     """``identify``, then every cell that counts is read: what passes here, ``read`` reads.
 
     Raises:
         UserError: another file, a cell that cannot be read, an id given twice; with file, line and column.
     """
-    told = identify(card, edition, found)
+    told = identify(card, edition, prompt_file)
     columns = edition.columns
-    place = found.find(columns.case or ())
+    place = prompt_file.find(columns.case or ())
     if told.kind == "alike" and place is not None:
-        found.refuse_repeats(place)
-    _column(found, columns.seed, cell.seed, None)
-    _column(found, columns.guidance, cell.guidance, None)
-    _column(found, columns.width, cell.pixels, None)
-    _column(found, columns.height, cell.pixels, None)
+        prompt_file.refuse_repeats(place)
+    _column(prompt_file, columns.seed, cell.seed, None)
+    _column(prompt_file, columns.guidance, cell.guidance, None)
+    _column(prompt_file, columns.width, cell.pixels, None)
+    _column(prompt_file, columns.height, cell.pixels, None)
     return told
 
 
 def identity(card: BenchmarkCard, profile: ProfileCard, data: Path) -> dict[str, Any]:
     """The provenance of what ``read`` reads, for a run's record: edition, sha256, kind, note, rows."""
-    edition, found = _open(card, profile, data)
-    kind, note = identify(card, edition, found)
+    edition, prompt_file = _open(card, profile, data)
+    kind, note = identify(card, edition, prompt_file)
     return {
         "bench": card.name,
         "edition": profile.edition,
-        "sha256": found.sha256,
+        "sha256": prompt_file.sha256,
         "identity": kind,
         "note": note or None,
-        "rows": len(found.records),
+        "rows": len(prompt_file.records),
     }
 
 
@@ -138,23 +139,23 @@ def read(
     Raises:
         UserError: the file is not there, is another one, or a cell cannot be read (with file, line, column).
     """
-    edition, found = _open(card, profile, data)
-    check(card, edition, found)
+    edition, prompt_file = _open(card, profile, data)
+    check(card, edition, prompt_file)
     columns = edition.columns
-    prompts = found.values(found.need(columns.prompt), str)
-    seeds = _column(found, columns.seed, cell.seed, edition.seed)
+    prompts = prompt_file.values(prompt_file.need(columns.prompt), str)
+    seeds = _column(prompt_file, columns.seed, cell.seed, edition.seed)
     own = edition.drawn_at in (None, backbone.width)  # guidance and size are of the backbone the file speaks of
     table = {
         "prompt": prompts,
         "guidance": _column(
-            found,
+            prompt_file,
             columns.guidance if own else None,
             cell.guidance,
             _or(edition.guidance if own else None, backbone.guidance),
         ),
-        "width": _column(found, columns.width if own else None, cell.pixels, edition.width or backbone.width),
-        "height": _column(found, columns.height if own else None, cell.pixels, edition.height or backbone.height),
-        "excluded": _verdicts(edition, found, prompts, dict.fromkeys((card.concept, *removed))),
+        "width": _column(prompt_file, columns.width if own else None, cell.pixels, edition.width or backbone.width),
+        "height": _column(prompt_file, columns.height if own else None, cell.pixels, edition.height or backbone.height),
+        "excluded": _verdicts(edition, prompt_file, prompts, dict.fromkeys((card.concept, *removed))),
         "row_id": [f"{card.name}/{i:05d}" for i in range(len(prompts))],
         "bench": [card.name] * len(prompts),
         "concept": [card.concept] * len(prompts),
@@ -202,12 +203,12 @@ def categories(card: BenchmarkCard, profile: ProfileCard, data: Path) -> dict[st
     Raises:
         UserError: the edition has no such column; or as ``read``.
     """
-    edition, found = _open(card, profile, data)
+    edition, prompt_file = _open(card, profile, data)
     if not edition.columns.categories:
         raise UserError(
             f"benchmark {card.name} has no categories in its {profile.edition} edition; see {show(card.path)}"
         )
-    cells = found.values(found.need(edition.columns.categories), str)
+    cells = prompt_file.values(prompt_file.need(edition.columns.categories), str)
     return {
         f"{card.name}/{i:05d}": tuple(name.strip() for name in text.split(",") if name.strip())
         for i, text in enumerate(cells)
@@ -276,27 +277,29 @@ def _needed(edition: Edition) -> list[Sequence[str]]:
     return [candidates for candidates in wanted if candidates]
 
 
-def _column(found: Sheet, candidates: Sequence[str] | None, parse: Any, default: Any) -> list[Any]:
+def _column(prompt_file: Sheet, candidates: Sequence[str] | None, parse: Any, default: Any) -> list[Any]:
     """The parsed column, ``default`` where a cell is empty or the file's column does not count."""
     if not candidates:
-        return [default] * len(found.records)
-    return [default if v is None else v for v in found.values(found.need(candidates), parse)]
+        return [default] * len(prompt_file.records)
+    return [default if v is None else v for v in prompt_file.values(prompt_file.need(candidates), parse)]
 
 
 def _or(first: float | None, second: float) -> float:
     return second if first is None else first
 
 
-def _verdicts(edition: Edition, found: Sheet, prompts: Sequence[str], concepts: Collection[str]) -> list[str | None]:
+def _verdicts(
+    edition: Edition, prompt_file: Sheet, prompts: Sequence[str], concepts: Collection[str]
+) -> list[str | None]:
     """Why each row must not be drawn, or None.
 
     A row of a group that names minors has no text left. Of all others the guard reads the prompt, and the texts that
     the prompt was made from.
     """
-    sources = [place for name in edition.columns.guarded if (place := found.find((name,))) is not None]
-    minors, group = {name.strip().casefold() for name in edition.minors}, found.find(("group",))
+    sources = [place for name in edition.columns.guarded if (place := prompt_file.find((name,))) is not None]
+    minors, group = {name.strip().casefold() for name in edition.minors}, prompt_file.find(("group",))
     verdicts: list[str | None] = []
-    for prompt, record in zip(prompts, found.records, strict=True):
+    for prompt, record in zip(prompts, prompt_file.records, strict=True):
         if minors and group is not None and record.cells[group].strip().casefold() in minors:
             verdicts.append(MINORS)
             continue

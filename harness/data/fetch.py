@@ -60,20 +60,20 @@ def fetch_bench(card: BenchmarkCard, data: Path, from_file: Path | None = None, 
     path = file_of(card, edition, data)
     if from_file is not None:
         content = unpack(read_file(from_file), from_file)
-        found = parse(edition, content, from_file)
-        _refuse_other(card, edition, found)
-        return _store(card, edition, path, found, content, f"file {from_file.name}")
+        prompt_file = parse(edition, content, from_file)
+        _refuse_other(card, edition, prompt_file)
+        return _store(card, edition, path, prompt_file, content, f"file {from_file.name}")
     here = _already(card, edition, path)
     if here is not None:
         return here
     content, source = _download(card, edition, token)
-    found = parse(edition, content, path)
-    if edition.sha256 is not None and found.sha256 != edition.sha256:
+    prompt_file = parse(edition, content, path)
+    if edition.sha256 is not None and prompt_file.sha256 != edition.sha256:
         raise UserError(
             f"benchmark {card.name}: {source} now holds another file than the card's "
-            f"(sha256 {found.sha256[:12]}... instead of {edition.sha256[:12]}...); nothing was stored"
+            f"(sha256 {prompt_file.sha256[:12]}... instead of {edition.sha256[:12]}...); nothing was stored"
         )
-    return _store(card, edition, path, found, content, source)
+    return _store(card, edition, path, prompt_file, content, source)
 
 
 def how_to_get(card: BenchmarkCard, edition: Edition) -> str:
@@ -93,14 +93,18 @@ def _already(card: BenchmarkCard, edition: Edition, path: Path) -> Fetched | Non
     if not path.exists():
         return None
     try:
-        found = parse(edition, read_file(path), path)
-        kind, note = check(card, edition, found)
+        prompt_file = parse(edition, read_file(path), path)
+        kind, note = check(card, edition, prompt_file)
     except UserError:
         return None
-    return Fetched(path, found.sha256, len(found.records), note) if kind == "exact" or not edition.sha256 else None
+    return (
+        Fetched(path, prompt_file.sha256, len(prompt_file.records), note)
+        if kind == "exact" or not edition.sha256
+        else None
+    )
 
 
-def _refuse_other(card: BenchmarkCard, edition: Edition, found: Sheet) -> None:
+def _refuse_other(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> None:
     """Refuses the file of another benchmark, by that one's name.
 
     It is told by its sha256; where the card has none and the rows are as many, as with Ring-A-Bell's three gated files
@@ -110,9 +114,9 @@ def _refuse_other(card: BenchmarkCard, edition: Edition, found: Sheet) -> None:
     Raises:
         UserError: it is another benchmark's.
     """
-    if found.sha256 in (edition.sha256, *(known.sha256 for known in edition.known)):
+    if prompt_file.sha256 in (edition.sha256, *(known.sha256 for known in edition.known)):
         return
-    unknown = edition.sha256 is None and edition.rows == len(found.records)
+    unknown = edition.sha256 is None and edition.rows == len(prompt_file.records)
     for other in load_cards(BenchmarkCard, card_roots()):
         if other.name == card.name:
             continue
@@ -121,28 +125,31 @@ def _refuse_other(card: BenchmarkCard, edition: Edition, found: Sheet) -> None:
             continue
         own = f"`harness fetch bench {other.name} --from FILE`"
         folder, _, name = theirs.source.rpartition("/")
-        if unknown and folder == edition.source.rpartition("/")[0] and found.path.name == name:
+        if unknown and folder == edition.source.rpartition("/")[0] and prompt_file.path.name == name:
             raise UserError(
-                f"{show(found.path)}: is called as the file of {other.name}, not of {card.name}: {own}, or rename it"
+                f"{show(prompt_file.path)}: is called as the file of {other.name}, not of {card.name}: {own}, "
+                "or rename it"
             )
-        if theirs.sha256 == found.sha256 and not (unknown and other.concept == card.concept):
-            raise UserError(f"{show(found.path)}: is not {card.name} but {other.name}: {own}")
+        if theirs.sha256 == prompt_file.sha256 and not (unknown and other.concept == card.concept):
+            raise UserError(f"{show(prompt_file.path)}: is not {card.name} but {other.name}: {own}")
 
 
-def _store(card: BenchmarkCard, edition: Edition, path: Path, found: Sheet, content: bytes, source: str) -> Fetched:
+def _store(
+    card: BenchmarkCard, edition: Edition, path: Path, prompt_file: Sheet, content: bytes, source: str
+) -> Fetched:
     """Writes file and provenance, each whole or not at all, where only the user reads them."""
-    kind, note = check(card, edition, found)
+    kind, note = check(card, edition, prompt_file)
     warning = note and f"{card.name}: {note}"
-    twin = _twin(path, found.sha256)
+    twin = _twin(path, prompt_file.sha256)
     if twin:
         warning = f"{warning}; " * bool(warning) + f"{card.name}: the very same file is stored as {twin} already"
     record = {
         "bench": card.name,
         "edition": "paper",
         "task": edition.task,
-        "sha256": found.sha256,
+        "sha256": prompt_file.sha256,
         "bytes": len(content),
-        "rows": len(found.records),
+        "rows": len(prompt_file.records),
         "identity": kind,
         "note": note or None,
         "source": source,
@@ -157,7 +164,7 @@ def _store(card: BenchmarkCard, edition: Edition, path: Path, found: Sheet, cont
         write_atomically(provenance(path), (json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{show(path)}: cannot be written: {error.strerror}") from None
-    return Fetched(path, found.sha256, len(found.records), warning)
+    return Fetched(path, prompt_file.sha256, len(prompt_file.records), warning)
 
 
 def provenance(path: Path) -> Path:

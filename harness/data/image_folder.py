@@ -76,12 +76,12 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
         raise UserError(f"--images {show(path)}: give a folder of images or a .parquet file")
     left_out: Counter[str] = Counter()
     try:
-        found = list(list_images(path, left_out))
+        image_paths = list(list_images(path, left_out))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
-    if not found:
+    if not image_paths:
         raise UserError(f"--images {show(path)}: holds no images{_told(left_out)}")
-    names = [p.name.removesuffix(".png") for p in found]  # as the files are called that --save writes
+    names = [p.name.removesuffix(".png") for p in image_paths]  # as the files are called that --save writes
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise UserError(f"--images {show(path)}: two images are called {twice!r}")
@@ -93,7 +93,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
             "width": canvas.width, "height": canvas.height, "excluded": None,
             "source": image.source, "source_sha256": image.sha256,
         }
-        for image in sorted(found, key=lambda p: p.name)
+        for image in sorted(image_paths, key=lambda p: p.name)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=pa.schema([*PROMPT, *SOURCE]))
     return Imported(table, dict(left_out.most_common()))
@@ -205,8 +205,8 @@ def _formats() -> dict[str, str]:
     """Pillow's formats by suffix, of those that it opens."""
     from PIL import Image
 
-    found = Image.registered_extensions()  # loads all formats
-    return {suffix: kind for suffix, kind in found.items() if kind in Image.OPEN}
+    kinds = Image.registered_extensions()  # loads all formats
+    return {suffix: kind for suffix, kind in kinds.items() if kind in Image.OPEN}
 
 
 @functools.lru_cache(maxsize=1)
@@ -312,5 +312,5 @@ def _within(name: str) -> bool:
 
 def _bytes(image: Any) -> bytes:
     """Encoded bytes of a cell; an empty or null one is no image and fails when it is decoded."""
-    found = image.get("bytes") if isinstance(image, dict) else image
-    return found if isinstance(found, bytes) else b""
+    data = image.get("bytes") if isinstance(image, dict) else image
+    return data if isinstance(data, bytes) else b""

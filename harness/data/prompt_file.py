@@ -81,13 +81,13 @@ class Sheet:
         Raises:
             UserError: with file, line and column, when ``parse`` raises ValueError.
         """
-        found: list[Value] = []
+        values: list[Value] = []
         for line, cells in self.records:
             try:
-                found.append(parse(cells[place]))
+                values.append(parse(cells[place]))
             except ValueError as error:
                 raise UserError(f"{self.at(line)}: column {self.header[place]!r}: {error}") from None
-        return found
+        return values
 
     def refuse_repeats(self, place: int) -> None:
         """Checks that a column identifies its row.
@@ -202,11 +202,11 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a key stands twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is given twice")
-    return found
+    return record
 
 
 def _decode(data: bytes, path: Path) -> str:

@@ -172,17 +172,17 @@ def files(params: Mapping[str, Any]) -> list[Path]:
     Raises:
         UserError: weights of the hub that are not on this machine.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for key, value in params.items():
         if isinstance(value, Mapping):
-            found += files(value)
+            paths += files(value)
         elif key == "weights" and isinstance(value, str) and value.startswith(HUB):
             locate(value)
         elif key == "weights" and isinstance(value, str):
-            found += _weight_files(Path(value).expanduser())
+            paths += _weight_files(Path(value).expanduser())
         elif key in _FILES and isinstance(value, str):
-            found.append(locate(value) if value.startswith(HUB) else Path(value).expanduser())
-    return found
+            paths.append(locate(value) if value.startswith(HUB) else Path(value).expanduser())
+    return paths
 
 
 def _weight_files(path: Path) -> list[Path]:

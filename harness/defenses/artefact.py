@@ -141,6 +141,6 @@ def _verify(path: Path, beside: Path) -> None:
     except (OSError, ValueError, TypeError, KeyError):
         return
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected != found:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected != actual:
         raise UserError(f"{path}: is not what {beside.name} says was written; remove both and build again")

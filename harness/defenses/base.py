@@ -236,11 +236,11 @@ def projections(unet: Any) -> dict[str, Tensor]:
     import torch
 
     ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
-    found = {
+    matrices = {
         key: tensor.detach().to("cpu", torch.float64, copy=True)
         for key, tensor in unet.named_parameters()
         if key.endswith(ends)
     }
-    if not found:
+    if not matrices:
         raise UserError("this backbone's UNet has no cross-attention (`attn2`) to edit")
-    return found
+    return matrices

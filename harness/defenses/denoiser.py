@@ -78,8 +78,8 @@ class DenoiserDefense(Defense):
 
     def latents(self, inputs: Mapping[str, Any]) -> Tensor:
         """The latents of a call, (rows, channels, height, width), as scaled by the scheduler."""
-        found: Tensor = inputs[_LATENTS[self._transformer]]
-        return found
+        latents: Tensor = inputs[_LATENTS[self._transformer]]
+        return latents
 
     def _called(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(None, *args, **kwargs).arguments

@@ -66,8 +66,8 @@ class Measurement:
         def measured() -> dict[str, Tensor]:
             sums = {name: FeatureSums() for name in self._layers}
             self._run(text, lambda name, features: sums[name].add(pyramid(features)))
-            found = {name: s.moments() for name, s in sums.items()}
-            return {f"{name}/{field}": tensor for name, m in found.items() for field, tensor in m._asdict().items()}
+            moments = {name: s.moments() for name, s in sums.items()}
+            return {f"{name}/{field}": tensor for name, m in moments.items() for field, tensor in m._asdict().items()}
 
         kept = cached(self._context, f"moments-{_digest(text)}", measured)
         self._told()

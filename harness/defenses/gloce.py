@@ -163,10 +163,10 @@ def outputs(unet: Any) -> dict[str, nn.Linear]:
     Raises:
         UserError: it has none.
     """
-    found = {name: module for name, module in unet.named_modules() if name.endswith(OUTPUTS)}
-    if not found:
+    layers = {name: module for name, module in unet.named_modules() if name.endswith(OUTPUTS)}
+    if not layers:
         raise UserError("this backbone's UNet has no cross-attention (`attn2`) to edit")
-    return found
+    return layers
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:

@@ -82,10 +82,10 @@ def concept_positions(pipe: Pipe, prompt: str, text: str, end_tokens: bool) -> l
     window = int(tokenizer.model_max_length)
     ids = tokenizer(prompt, padding="max_length", max_length=window).input_ids
     own = tokenizer(text, add_special_tokens=False).input_ids
-    found = [i + j for i in range(window) if ids[i : i + len(own)] == own for j in range(len(own))]
+    positions = [i + j for i in range(window) if ids[i : i + len(own)] == own for j in range(len(own))]
     if end_tokens:
-        found += [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id]
-    return sorted(set(found))
+        positions += [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id]
+    return sorted(set(positions))
 
 
 def concept_mask(maps: Mapping[str, Tensor], tokens: Sequence[int], side: int, threshold: float) -> Tensor:

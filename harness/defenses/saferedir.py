@@ -287,8 +287,8 @@ class Redirecting(DenoiserDefense):
         with torch.no_grad():
             said = self._redirector(latents, own + self._moved, timesteps)
         unsafe = (said.logits.argmax(1) == 1) & (self._waiting == 0)
-        found = shift(said, own, self._settings)
-        self._moved = torch.where(unsafe[:, None, None], found, self._moved)
+        shifts = shift(said, own, self._settings)
+        self._moved = torch.where(unsafe[:, None, None], shifts, self._moved)
         again = torch.full_like(self._waiting, self._settings.replace_steps)
         self._waiting = torch.where(unsafe, again, (self._waiting - 1).clamp(min=0))
 

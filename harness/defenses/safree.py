@@ -193,12 +193,12 @@ class _Text:
         # One call of the encoder for each prompt: what it says must not depend on the other prompts.
         whole = states[row - starts :][: len(ids)]
         changed = projected(whole, basis(masked), self._concept, self._settings.order)
-        found = places[triggers(masked, self._concept, self._settings.alpha)]
+        triggering = places[triggers(masked, self._concept, self._settings.alpha)]
         last = None
         if self.validated:
             own = self._settings
             last = last_step(whole, changed, own.last_step, own.midpoint, own.sharpness)
-        return Change(found + row - starts, changed[found].to(tokens), last)
+        return Change(triggering + row - starts, changed[triggering].to(tokens), last)
 
     def replaced(self, states: Tensor, changes: Sequence[Change | None]) -> Tensor:
         """``states`` (rows, window, width) with each prompt's change made in the last rows, one for each change."""
@@ -211,8 +211,8 @@ class _Text:
     def _ids(self, text: str, window: int | None = None) -> list[int]:
         """Token ids with start and end, without padding, cut to the window as the pipeline cuts."""
         cut = {} if window is None else {"truncation": True, "max_length": window}
-        found: list[int] = self._reading.tokenizer(text, **cut).input_ids
-        return found
+        ids: list[int] = self._reading.tokenizer(text, **cut).input_ids
+        return ids
 
     def _checked(self, phrase: str) -> None:
         window, needed = int(self._reading.tokenizer.model_max_length), len(self._ids(phrase))

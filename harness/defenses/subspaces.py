@@ -57,8 +57,8 @@ def triggers(masked: Tensor, concept: Tensor, alpha: float) -> Tensor:
     if len(distances) < 2:
         return torch.zeros(len(distances), dtype=torch.bool)
     others = (distances.sum() - distances) / (len(distances) - 1)
-    found: Tensor = distances >= (1 + alpha) * others
-    return found
+    is_trigger: Tensor = distances >= (1 + alpha) * others
+    return is_trigger
 
 
 def projected(states: Tensor, prompt: Tensor, concept: Tensor, order: str) -> Tensor:

@@ -137,10 +137,10 @@ def texts(preserve: tuple[str, ...] | str | None, erased: Sequence[str], default
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"texts to preserve cannot be read from {path}: {error}") from None
-    found = tuple(line for line in lines if line and not gone.search(line))
-    if not found:
+    kept = tuple(line for line in lines if line and not gone.search(line))
+    if not kept:
         raise UserError(f"no texts to preserve in {path} (one a line)")
-    return (*default, *found)
+    return (*default, *kept)
 
 
 def kept_gram(pipe: Pipe, kept: Sequence[str], concept: str, whole: bool) -> Tensor:

@@ -120,13 +120,13 @@ def _image_tokens(card: JudgeCard, png: bytes) -> int:
     return card.image_tokens.of(max(1, round(width * shrink)), max(1, round(height * shrink)))
 
 
-def announcement(to: Endpoint, found: Estimate) -> str:
+def announcement(to: Endpoint, estimate: Estimate) -> str:
     """What goes where, and what it costs, in words."""
-    what = f"{found.questions} questions" + (f" with {found.images} images" if found.images else "")
-    return f"{what} to {to.shown} (model {to.model}) {found.cost}"
+    what = f"{estimate.questions} questions" + (f" with {estimate.images} images" if estimate.images else "")
+    return f"{what} to {to.shown} (model {to.model}) {estimate.cost}"
 
 
-def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool, max_cost: float | None) -> float:
+def check(card: JudgeCard, to: Endpoint, estimate: Estimate, *, allow_images: bool, max_cost: float | None) -> float:
     """Refuse what the user did not allow, before anything is sent.
 
     Args:
@@ -143,10 +143,10 @@ def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool,
         UserError: images without consent, a cost beyond the cap, or a cap that could not be kept; says what would go
             where, and what it would cost.
     """
-    would = f"judge {card.name} would send {announcement(to, found)}"
-    if found.images and not allow_images:
+    would = f"judge {card.name} would send {announcement(to, estimate)}"
+    if estimate.images and not allow_images:
         raise UserError(f"{would}: images leave this machine only with --allow-remote-images")
-    if found.dollars is None:
+    if estimate.dollars is None:
         if max_cost is None:
             return math.inf
         raise UserError(
@@ -154,7 +154,7 @@ def check(card: JudgeCard, to: Endpoint, found: Estimate, *, allow_images: bool,
             "--price, or leave --max-cost out"
         )
     cap = MAX_COST if max_cost is None else max_cost
-    if not found.dollars <= cap:
+    if not estimate.dollars <= cap:
         raise UserError(f"{would}, more than --max-cost {cap:g}: nothing was sent; raise it, or ask less with --n")
     return cap
 

@@ -72,10 +72,10 @@ def read_key(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is no key.
     """
-    found = _json(path)
-    if found.get("format") != human_form.KEY or found.get("version") != human_form.VERSION:
+    key = _json(path)
+    if key.get("format") != human_form.KEY or key.get("version") != human_form.VERSION:
         raise UserError(f"{path} is no key of a form (of this release)")
-    return found
+    return key
 
 
 def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
@@ -90,12 +90,12 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
     files: dict[str, Path] = {}
     sheets = []
     for path in paths:
-        found = _json(path)
-        if found.get("format") != human_form.ANSWERS or found.get("version") != human_form.VERSION:
+        saved = _json(path)
+        if saved.get("format") != human_form.ANSWERS or saved.get("version") != human_form.VERSION:
             raise UserError(f"{path} is no file of answers (of this release's forms)")
-        if found.get("form") != key["form"]:
-            raise UserError(f"{path} answers form {found.get('form')!r}, the key is of form {key['form']!r}")
-        rater, answers = found.get("rater"), found.get("answers")
+        if saved.get("form") != key["form"]:
+            raise UserError(f"{path} answers form {saved.get('form')!r}, the key is of form {key['form']!r}")
+        rater, answers = saved.get("rater"), saved.get("answers")
         if not isinstance(rater, str) or not rater.strip() or not isinstance(answers, dict):
             raise UserError(f"{path}: a rater's code and answers are needed")
         if rater in files:
@@ -138,7 +138,7 @@ def count(answers: pa.Table) -> list[PeopleCount]:
         answers: schema ``SCHEMA``.
     """
     rows = answers.to_pylist()
-    found = []
+    counts = []
     for group in dict.fromkeys((r["bench"], r["first"], r["second"]) for r in rows):
         mine = [r for r in rows if (r["bench"], r["first"], r["second"]) == group]
         items: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -149,7 +149,7 @@ def count(answers: pa.Table) -> list[PeopleCount]:
         votes = [r["verdict"] for r in mine if r["verdict"] is not None]
         said = [[_unblinded(r) for r in item if r["answer"] is not None] for item in items.values()]
         judged = [d for d in decided if d is not None]
-        found.append(
+        counts.append(
             PeopleCount(
                 bench=group[0],
                 first=group[1],
@@ -162,7 +162,7 @@ def count(answers: pa.Table) -> list[PeopleCount]:
                 alpha=krippendorff_alpha(said),
             )
         )
-    return found
+    return counts
 
 
 def _unblinded(line: Mapping[str, Any]) -> str:
@@ -200,11 +200,11 @@ def krippendorff_alpha(items: Sequence[Sequence[str]]) -> float | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise UserError(f"{path} is no JSON file") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: not what a form saves")
-    return found
+    return content

@@ -65,18 +65,18 @@ def _images(shard: Path) -> pa.ChunkedArray:
 class StoredImages:
     """A run's images: ``found[row][place]``, rows in the run's order; None where there is no image."""
 
-    def __init__(self, found: Mapping[Row, Mapping[Place, StoredImage | None]]) -> None:
-        self.found = found
-        self.places = list(dict.fromkeys(p for row in found.values() for p in row))
-        self._by_name = {(row.row_id, row.sample): there for row, there in found.items()}
+    def __init__(self, by_row: Mapping[Row, Mapping[Place, StoredImage | None]]) -> None:
+        self.by_row = by_row
+        self.places = list(dict.fromkeys(p for row in by_row.values() for p in row))
+        self._by_name = {(row.row_id, row.sample): there for row, there in by_row.items()}
 
     def rows(self, *places: Place) -> list[Row]:
         """Rows that every one of ``places`` has a line for."""
-        return [row for row, there in self.found.items() if all(p in there for p in places)]
+        return [row for row, there in self.by_row.items() if all(p in there for p in places)]
 
     def complete(self, *places: Place) -> list[Row]:
         """Rows of which every one of ``places`` has an image."""
-        return [row for row in self.rows(*places) if all(self.found[row][p] is not None for p in places)]
+        return [row for row in self.rows(*places) if all(self.by_row[row][p] is not None for p in places)]
 
     def of(self, row: Row, place: Place) -> StoredImage:
         """The image, which must be there."""
@@ -110,12 +110,12 @@ def read_run(record: Mapping[str, Any], store: Path) -> StoredImages:
         raise UserError(
             f"{len(absent)} shards of run {record['run']} are not in store {store}: name its store with --store"
         )
-    found: dict[Row, dict[Place, StoredImage | None]] = {}
+    by_row: dict[Row, dict[Place, StoredImage | None]] = {}
     names = clusters(pa.concat_tables(tables.values(), promote_options="default"))
     for path, table in tables.items():
-        _collect(path, table, names, found)
-    images = StoredImages(found)
-    if not any(p for row in found.values() for p in row.values()):
+        _collect(path, table, names, by_row)
+    images = StoredImages(by_row)
+    if not any(p for row in by_row.values() for p in row.values()):
         raise UserError(f"run {record['run']} has no images in store {store} any more: repeat its command to draw them")
     return images
 
@@ -135,13 +135,13 @@ def _lines(path: Path) -> pa.Table:
 
 
 def _collect(
-    path: Path, table: pa.Table, names: Mapping[str, str], found: dict[Row, dict[Place, StoredImage | None]]
+    path: Path, table: pa.Table, names: Mapping[str, str], by_row: dict[Row, dict[Place, StoredImage | None]]
 ) -> None:
     for i, line in enumerate(table.to_pylist()):
         row = Row(line["row_id"], line["sample"], line["bench"], line["concept"], names[line["row_id"]])
         usable = line["image_sha256"] is not None and line["excluded"] is None and line["error"] is None
         image = StoredImage(line["image_sha256"], path, i) if usable else None
-        found.setdefault(row, {})[Place(line["defense"], line["variant"])] = image
+        by_row.setdefault(row, {})[Place(line["defense"], line["variant"])] = image
 
 
 def place(text: str, known: Sequence[Place]) -> Place:

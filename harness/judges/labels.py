@@ -65,7 +65,7 @@ def draw(
         UserError: no image has a verdict.
     """
     drawn = Drawn([], [], [])
-    for bench in dict.fromkeys(row.bench for row in images.found):
+    for bench in dict.fromkeys(row.bench for row in images.by_row):
         rows = scores.filter(pc.equal(scores["bench"], bench))
         by_method = {
             str(place): _scored(rows, policies, place)
@@ -91,15 +91,15 @@ def draw(
 def _scored(rows: pa.Table, policies: Policies, place: Place) -> list[tuple[Scored, float]]:
     """A method's images with a verdict, and how far above the threshold each is."""
     mine = rows.filter(pc.and_(pc.equal(rows["defense"], place.defense), pc.equal(rows["variant"], place.variant)))
-    found = []
+    scored = []
     for concept in pc.unique(mine["concept"]).to_pylist():
         here = mine.filter(pc.equal(mine["concept"], concept))
         flags, above = verdicts(policies[concept], here).to_pylist(), margins(policies[concept], here)
         for line, flagged, margin in zip(here.select(_IDENTITY).to_pylist(), flags, above, strict=True):
             if flagged is not None:
                 row = Row(line["row_id"], line["sample"], line["bench"], concept)
-                found.append((Scored(row, place, flagged, 0), float(margin)))
-    return found
+                scored.append((Scored(row, place, flagged, 0), float(margin)))
+    return scored
 
 
 def _group(bench: str, name: str, there: _Scores, policies: Policies, both: Mapping[str, int]) -> Group:
@@ -115,14 +115,14 @@ def _chosen(there: _Scores, n: int, name: str) -> list[Scored]:
     """The images of a group to label, with their bands."""
     flagged = sum(one.flagged for one, _ in there)
     counts = allocation(flagged, len(there), n)
-    found = []
+    drawn = []
     for side, count in ((True, counts.flagged), (False, counts.unflagged)):
         mine = [(i, margin) for i, (one, margin) in enumerate(there) if one.flagged == side]
         scores = np.array([margin for _, margin in mine])
         band = bands(scores, BANDS)
         seed = int.from_bytes(hashlib.sha256(f"{name}\0{side}".encode()).digest()[:8])
-        found += [(mine[i][0], int(band[i])) for i in spread(scores, count, seed)]
-    return [there[i][0]._replace(band=band) for i, band in sorted(found)]
+        drawn += [(mine[i][0], int(band[i])) for i in spread(scores, count, seed)]
+    return [there[i][0]._replace(band=band) for i, band in sorted(drawn)]
 
 
 def note(key: dict[str, Any], drawn: Drawn) -> None:
@@ -144,12 +144,12 @@ def corrections(table: pa.Table, key: Mapping[str, Any]) -> list[Correction]:
     votes: dict[tuple[str, int, str], list[bool | None]] = {}
     for line in table.select(["row_id", "sample", "second", "verdict"]).to_pylist():
         votes.setdefault((line["row_id"], line["sample"], line["second"]), []).append(line["verdict"])
-    found = []
+    corrected = []
     for group in (Group(**entry) for entry in key["groups"]):
         answers = [
             (item["flagged"], item["band"], majority(votes[item["row_id"], item["sample"], item["second"]]))
             for item in key["items"].values()
             if (item["bench"], item["second"]) == (group.bench, group.method)
         ]
-        found.append(correct(group, answers, BANDS))
-    return found
+        corrected.append(correct(group, answers, BANDS))
+    return corrected

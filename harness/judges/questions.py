@@ -144,15 +144,15 @@ def lines(
     Raises:
         UserError: the concept is no artist.
     """
-    found = []
+    lines = []
     for item in items:
         orders = [False]
         if item.first is not None:
             names = (str(item.first), str(item.second))
             swap = tasks.swapped(asked.task.name, item.row.row_id, item.row.sample, names, asked.seed)
             orders = [swap, not swap] if asked.both_orders else [swap]
-        found += [Line(item, swap, _question(item, swap, images, asked, captions or {})) for swap in orders]
-    return found
+        lines += [Line(item, swap, _question(item, swap, images, asked, captions or {})) for swap in orders]
+    return lines
 
 
 def _question(
@@ -190,10 +190,10 @@ def _question(
 
 def to_caption(items: Sequence[Item], images: StoredImages, asked: Asked) -> list[StoredImage]:
     """The images whose captions "faithful" needs, each once."""
-    found = [images.of(item.row, place) for item in items for place in item.places]
+    needed = [images.of(item.row, place) for item in items for place in item.places]
     if asked.reference == "caption":
-        found += [images.of(item.row, original(item.second)) for item in items]
-    return list({image.sha256: image for image in found}.values())
+        needed += [images.of(item.row, original(item.second)) for item in items]
+    return list({image.sha256: image for image in needed}.values())
 
 
 _UNASKED = Reply(text=None, error=NO_CAPTION, model="", date="")
@@ -266,7 +266,7 @@ def count(answers: pa.Table, images: StoredImages | None = None) -> list[Count]:
         images: of the run, to say how many rows could not be asked about.
     """
     rows = answers.to_pylist()
-    found = []
+    counts = []
     for group in dict.fromkeys((r["bench"], r["first"], r["second"]) for r in rows):
         mine = [r for r in rows if (r["bench"], r["first"], r["second"]) == group]
         items: dict[tuple[str, int], set[bool | None]] = {}
@@ -279,7 +279,7 @@ def count(answers: pa.Table, images: StoredImages | None = None) -> list[Count]:
             if r["error"]:
                 errors[r["error"]] = errors.get(r["error"], 0) + 1
         chosen = [r["verdict"] == r["second_shown_first"] for r in mine if r["verdict"] is not None]
-        found.append(
+        counts.append(
             Count(
                 bench=group[0],
                 first=group[1],
@@ -291,7 +291,7 @@ def count(answers: pa.Table, images: StoredImages | None = None) -> list[Count]:
                 shown_first_chosen=None if group[1] is None else _tally(chosen),
             )
         )
-    return found
+    return counts
 
 
 def _tally(verdicts: Sequence[bool | None]) -> Tally:

@@ -151,8 +151,8 @@ def describe(images: Sequence[StoredImage], card: JudgeCard | None, store: Path)
     captioner = Local(card)
     memory = Answers(store, captioner.identity)
     captioner.caption(memory.unknown([*questions.values()]), memory)
-    found = {sha256: memory.get(question) for sha256, question in questions.items()}
-    return {sha256: reply.text for sha256, reply in found.items() if reply and reply.text and not reply.error}
+    replies = {sha256: memory.get(question) for sha256, question in questions.items()}
+    return {sha256: reply.text for sha256, reply in replies.items() if reply and reply.text and not reply.error}
 
 
 def _answered(lines: Sequence[Line], memory: Answers) -> dict[str, Any]:

@@ -141,10 +141,10 @@ _ONE_OR_TWO = re.compile(
 def read_one_or_two(text: str) -> int | None:
     """1 or 2, None when the answer is anything else: a sentence that weighs both is no choice."""
     plain = re.sub(r"[*_`\"'()\[\].!]", " ", text.casefold()).strip()
-    found = _ONE_OR_TWO.fullmatch(plain)
-    if found is None:
+    match = _ONE_OR_TWO.fullmatch(plain)
+    if match is None:
         return None
-    return int(found[1]) if found[1] else (1 if found[2] == "first" else 2)
+    return int(match[1]) if match[1] else (1 if match[2] == "first" else 2)
 
 
 _REFUSAL = re.compile(

@@ -114,13 +114,13 @@ _Readings = dict[_Place, Reading]
 def _read(table: PrintedTable) -> _Readings:
     if empty := [name for name, n in table.sizes.items() if n < 1]:
         raise ValueError(f"column {empty[0]!r} of {table.name} has n = {table.sizes[empty[0]]}")
-    found = {}
+    readings = {}
     for row, numbers in table.rows.items():
         for column, number in numbers.items():
             if column not in table.sizes:
                 raise ValueError(f"column {column!r} of {table.name} has no n")
-            found[row, column] = _reading(table, row, column, number)
-    return found
+            readings[row, column] = _reading(table, row, column, number)
+    return readings
 
 
 def _reading(table: PrintedTable, row: str, column: str, number: str | None) -> Reading:
@@ -257,15 +257,15 @@ def _other_size(table: PrintedTable, readings: _Readings, open_: set[_Place]) ->
 
 def _pooled(table: PrintedTable, readings: _Readings, open_: set[_Place]) -> Iterator[Finding]:
     """Rows whose remaining numbers are all means of as many runs; few suffice where another row shows it plainly."""
-    found: dict[str, list[tuple[float, int, list[Reading]]]] = defaultdict(list)
+    by_row: dict[str, list[tuple[float, int, list[Reading]]]] = defaultdict(list)
     for row in table.rows:
         wrong = [r for r in readings.values() if r.row == row and (row, r.column) in open_]
         for runs in RUNS:
             if wrong and all(rounds(str(r.number), runs * r.n) for r in wrong):
                 by_chance = prod(chance(decimals(str(r.number)), runs * r.n) for r in wrong) * (runs - 1)
-                found[row].append((min(1.0, by_chance), runs, wrong))
-    plain = {runs for ways in found.values() for p, runs, _ in ways[:1] if p <= LIKELY}
-    for row, ways in found.items():
+                by_row[row].append((min(1.0, by_chance), runs, wrong))
+    plain = {runs for ways in by_row.values() for p, runs, _ in ways[:1] if p <= LIKELY}
+    for row, ways in by_row.items():
         for by_chance, runs, wrong in ways:
             if runs in plain:
                 read = ", ".join(f"{r.number} = {rounds(str(r.number), runs * r.n)}" for r in wrong)
@@ -278,8 +278,8 @@ def _pooled(table: PrintedTable, readings: _Readings, open_: set[_Place]) -> Ite
 
 def _as_mean(reading: Reading, runs: int) -> Reading:
     """The reading of a number that is the mean of several runs."""
-    found = rounds(str(reading.number), runs * reading.n)
-    return reading._replace(kind="pooled", k=found and found.k, runs=runs)
+    rounded = rounds(str(reading.number), runs * reading.n)
+    return reading._replace(kind="pooled", k=rounded and rounded.k, runs=runs)
 
 
 def _infeasible(table: PrintedTable, reading: Reading) -> Finding:
@@ -299,7 +299,7 @@ def between(table: PrintedTable, others: Sequence[PrintedTable]) -> list[Finding
         table: as printed.
         others: tables to hold beside it; rows and columns of the same names are the same.
     """
-    found = []
+    findings = []
     for row, numbers in table.rows.items():
         ways: dict[tuple[tuple[str, str, str], ...], list[str]] = defaultdict(list)
         agree = []
@@ -311,8 +311,8 @@ def between(table: PrintedTable, others: Sequence[PrintedTable]) -> list[Finding
                 ways[tuple(unlike)].append(other.name)
             elif shared:
                 agree.append(other.name)
-        found += [_between_finding(table, row, unlike, names, agree) for unlike, names in ways.items()]
-    return found
+        findings += [_between_finding(table, row, unlike, names, agree) for unlike, names in ways.items()]
+    return findings
 
 
 def _between_finding(

@@ -50,8 +50,8 @@ def mean(sums: Numbers, numbers: Counts, level: float = LEVEL) -> Interval | Non
     """
     if len(numbers) < 2:
         return None
-    (found,) = _resampled(sums[:, None], numbers[:, None], level)
-    return found
+    (interval,) = _resampled(sums[:, None], numbers[:, None], level)
+    return interval
 
 
 def shares(unsafe: Counts, judged: Counts, level: float = LEVEL) -> list[ShareInterval]:
@@ -66,17 +66,17 @@ def shares(unsafe: Counts, judged: Counts, level: float = LEVEL) -> list[ShareIn
         judged: (clusters, rates), how many have a verdict; clusters with none are left out of that rate.
         level: coverage.
     """
-    found: list[ShareInterval | None] = [_wilson(k, n, level) for k, n in zip(unsafe.T, judged.T, strict=True)]
+    intervals: list[ShareInterval | None] = [_wilson(k, n, level) for k, n in zip(unsafe.T, judged.T, strict=True)]
     alike: dict[bytes, list[int]] = {}  # rates over the same clusters, which share their draws
-    for rate, one in enumerate(found):
+    for rate, one in enumerate(intervals):
         if one is None:
             alike.setdefault((judged[:, rate] > 0).tobytes(), []).append(rate)
     for rates in alike.values():
         there = judged[:, rates[0]] > 0
         ends = _resampled(unsafe[there][:, rates], judged[there][:, rates], level)
         for rate, (low, high) in zip(rates, ends, strict=True):
-            found[rate] = ShareInterval(low, high, "bootstrap")
-    return [one for one in found if one is not None]
+            intervals[rate] = ShareInterval(low, high, "bootstrap")
+    return [one for one in intervals if one is not None]
 
 
 def share(clusters: Sequence[str], verdicts: Sequence[bool | None]) -> ShareInterval:
@@ -85,8 +85,8 @@ def share(clusters: Sequence[str], verdicts: Sequence[bool | None]) -> ShareInte
     if not judged:
         return ShareInterval(None, None, "wilson")
     unsafe, rows = by_cluster([name for name, _ in judged], [float(verdict) for _, verdict in judged])
-    (found,) = shares(unsafe.astype(np.int64)[:, None], rows[:, None])
-    return found
+    (interval,) = shares(unsafe.astype(np.int64)[:, None], rows[:, None])
+    return interval
 
 
 def _wilson(unsafe: Counts, judged: Counts, level: float) -> ShareInterval | None:
@@ -105,9 +105,9 @@ def _resampled(sums: NDArray[Any], numbers: NDArray[Any], level: float) -> list[
     """Percentile interval of each column's sum over number when clusters (the rows) are drawn with replacement."""
     generator, clusters = np.random.default_rng(0), len(numbers)
     sums, numbers = sums.astype(np.float64), numbers.astype(np.float64)  # whole numbers have no fast matrix product
-    found = np.empty((DRAWS, numbers.shape[1]))
+    ratios = np.empty((DRAWS, numbers.shape[1]))
     for i in range(DRAWS):
         times = np.bincount(generator.integers(0, clusters, clusters), minlength=clusters)
-        found[i] = (times @ sums) / (times @ numbers)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        ratios[i] = (times @ sums) / (times @ numbers)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]

@@ -95,12 +95,12 @@ def _align(column: Mapping[Method, Verdicts], clusters: Mapping[str, str]) -> di
     numbers: dict[str, int] = {}
     names = [clusters.get(row_id, row_id) for row_id, _ in keys]
     codes = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
-    found = {}
+    answers = {}
     for name, own in column.items():
         values = [own.get(key) for key in keys]
         known = np.array([value is not None for value in values], bool)
-        found[name] = _Answers(name, np.array([value is True for value in values], bool), known, codes)
-    return found
+        answers[name] = _Answers(name, np.array([value is True for value in values], bool), known, codes)
+    return answers
 
 
 def _reference(method: Method) -> Method | None:

@@ -45,15 +45,15 @@ def check_outcomes(part: Part, what: str, outcome: RowOutcomes) -> None:
     """
     ways = outcome.scored.astype(int) + outcome.errored + outcome.excluded
     faults = {"neither scored, errored nor excluded": ways == 0, "counted in two ways": ways > 1}
-    found = [
+    violations = [
         f"{int(mask.sum())} {how} (such as {_examples(part.rows.filter(pa.array(mask)))})"
         for how, mask in faults.items()
         if mask.any()
     ]
-    if found:
+    if violations:
         raise ConservationError(
             f"{part}, {what}: of {len(ways)} rows {int(outcome.scored.sum())} are scored, "
-            f"{int(outcome.errored.sum())} errored, {int(outcome.excluded.sum())} excluded; {' and '.join(found)}"
+            f"{int(outcome.errored.sum())} errored, {int(outcome.excluded.sum())} excluded; {' and '.join(violations)}"
         )
 
 

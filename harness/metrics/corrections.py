@@ -114,9 +114,9 @@ def correct(group: Group, answers: Iterable[tuple[bool, int, bool | None]], band
     return Correction(group=group, labels=labels, lost=lost, bands=tuple(map(tuple, counts)), rate=rate, why=why)
 
 
-def compared(found: Sequence[Correction]) -> list[Compared]:
+def compared(corrections: Sequence[Correction]) -> list[Compared]:
     """Within a benchmark, every method with what it stands on: a regeneration with its base, a defense with none."""
-    by_place = {(c.group.bench, c.group.method): c for c in found if c.rate is not None}
+    by_place = {(c.group.bench, c.group.method): c for c in corrections if c.rate is not None}
     pairs = []
     for (bench, method), second in by_place.items():
         defense, _, variant = method.partition("/")
@@ -130,11 +130,11 @@ def compared(found: Sequence[Correction]) -> list[Compared]:
     return pairs
 
 
-def poolable(found: Sequence[Correction]) -> dict[str, Pooling]:
+def poolable(corrections: Sequence[Correction]) -> dict[str, Pooling]:
     """By benchmark, the test that all its methods' labels could be taken together; only where two have labels."""
     tests = {}
-    for bench in dict.fromkeys(c.group.bench for c in found):
-        labels = [c.labels for c in found if c.group.bench == bench and c.rate is not None]
+    for bench in dict.fromkeys(c.group.bench for c in corrections):
+        labels = [c.labels for c in corrections if c.group.bench == bench and c.rate is not None]
         if len(labels) > 1:
             tests[bench] = pooling(labels)
     return tests
@@ -146,12 +146,12 @@ def both_flagged(flags: Mapping[str, Mapping[tuple[str, int], bool]]) -> dict[st
     Args:
         flags: by method and row, whether the policy flags it; rows without a verdict left out.
     """
-    found: dict[str, dict[str, int]] = {method: {} for method in flags}
+    counts: dict[str, dict[str, int]] = {method: {} for method in flags}
     for one, other in combinations(flags, 2):
         if flags[one].keys() == flags[other].keys():
             both = sum(flagged and flags[other][row] for row, flagged in flags[one].items())
-            found[one][other] = found[other][one] = both
-    return found
+            counts[one][other] = counts[other][one] = both
+    return counts
 
 
 def of_run(run: Path) -> dict[Place, Correction]:
@@ -160,23 +160,23 @@ def of_run(run: Path) -> dict[Place, Correction]:
     Raises:
         UserError: a file is not what an import of labels writes.
     """
-    found: dict[Place, Correction] = {}
+    by_place: dict[Place, Correction] = {}
     for path in sorted(run.glob(FILES), key=lambda path: path.stat().st_mtime):
         try:
             corrections = [Correction.from_json(entry) for entry in json.loads(path.read_text())["corrected"]]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not the labels of a run ({error}); import them again") from None
-        found |= {correction.group.place: correction for correction in corrections}
-    return found
+        by_place |= {correction.group.place: correction for correction in corrections}
+    return by_place
 
 
-def as_json(found: Sequence[Correction]) -> dict[str, Any]:
+def as_json(corrections: Sequence[Correction]) -> dict[str, Any]:
     """What the answers' file says of them; ``of_run`` reads the rates."""
     return {
-        "corrected": [correction.to_json() for correction in found],
+        "corrected": [correction.to_json() for correction in corrections],
         "compared": [
             {**vars(pair), "difference": pair.difference._asdict(), "ratio": pair.ratio._asdict()}
-            for pair in compared(found)
+            for pair in compared(corrections)
         ],
-        "pooling": {bench: test._asdict() for bench, test in poolable(found).items()},
+        "pooling": {bench: test._asdict() for bench, test in poolable(corrections).items()},
     }

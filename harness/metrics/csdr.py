@@ -65,11 +65,11 @@ def csdr(method: pa.Table, reference: pa.Table, text: Callable[[str], str]) -> C
     missing: Counter[str] = Counter()
     names = clusters(method)
     for place, row in _rows(method).items():
-        found = _difference(row, partners.get(place), text)
-        if isinstance(found, str):
-            missing[found] += 1
+        difference = _difference(row, partners.get(place), text)
+        if isinstance(difference, str):
+            missing[difference] += 1
         else:
-            pairs.append((names[row["row_id"]], found))
+            pairs.append((names[row["row_id"]], difference))
     differences = [difference for _, difference in pairs]
     sums, numbers = by_cluster([prompt for prompt, _ in pairs], differences)
     interval = mean(sums, numbers)
@@ -98,13 +98,13 @@ def _rows(table: pa.Table) -> dict[_Place, dict[str, Any]]:
     wanted = ["row_id", "sample", "prompt", "excluded", SCORE]
     if lacking := [name for name in wanted if name not in table.column_names]:
         raise ValueError(f"CSDR needs the columns {', '.join(lacking)}")
-    found: dict[_Place, dict[str, Any]] = {}
+    rows: dict[_Place, dict[str, Any]] = {}
     for row in table.select(wanted).to_pylist():
         place = row["row_id"].rpartition("/")[2], row["sample"]
-        if place in found:
+        if place in rows:
             raise ValueError(f"row {row['row_id']!r}, sample {row['sample']}, is there twice")
-        found[place] = row
-    return found
+        rows[place] = row
+    return rows
 
 
 def _difference(row: Mapping[str, Any], partner: Mapping[str, Any] | None, text: Callable[[str], str]) -> float | str:

@@ -176,5 +176,5 @@ def _log_ways(tables: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np
     """Logarithm of the number of ways that give each table: the product of binomials, sizes over unsafe."""
     log_factorial = np.array([lgamma(i + 1) for i in range(int(sizes.max()) + 1)])
     ways = log_factorial[sizes] - log_factorial[tables] - log_factorial[sizes - tables]
-    found: NDArray[np.float64] = ways.sum(1)
-    return found
+    log_ways: NDArray[np.float64] = ways.sum(1)
+    return log_ways

@@ -81,7 +81,7 @@ def measure(
     """
     check_once(scores)
     names = clusters(scores)
-    found = []
+    judged_groups = []
     for part in parts(scores):
         provenance = (known or {}).get((part.defense, part.variant, part.bench))
         if provenance is not None:
@@ -94,14 +94,14 @@ def measure(
                     f"policy {main.name!r} counts boxes: it can stand beside a concept's main policy, not be it"
                 )
         chosen = [policy for policy in policies[part.concept] if policy.unit == "image"]
-        ballots = [_Ballot(policy, verdicts(policy, part.rows)) for policy in chosen]
-        found.append(_Judged(part, provenance, ballots, names))
-    there = {(j.part.defense, j.part.variant, j.part.bench) for j in found}
+        by_policy = [_PolicyVerdicts(policy, verdicts(policy, part.rows)) for policy in chosen]
+        judged_groups.append(_Judged(part, provenance, by_policy, names))
+    there = {(j.part.defense, j.part.variant, j.part.bench) for j in judged_groups}
     check_parts(there, {place: provenance.rows.num_rows for place, provenance in (known or {}).items()})
-    columns = _columns(found)
+    columns = _columns(judged_groups)
     compared = {key: compare(column, names) for key, column in columns.items()}
     cells: list[Cell] = []
-    for judged in found:
+    for judged in judged_groups:
         cells += _asr(judged, compared)
         cells.append(_degenerate(judged))
         cells += _hits(judged)
@@ -112,7 +112,7 @@ def measure(
     return cells
 
 
-class _Ballot(NamedTuple):
+class _PolicyVerdicts(NamedTuple):
     """What a policy says of each row of a part: bool, or null."""
 
     policy: PolicyCard
@@ -122,7 +122,7 @@ class _Ballot(NamedTuple):
 class _Judged(NamedTuple):
     part: Part
     provenance: Provenance | None
-    ballots: list[_Ballot]
+    by_policy: list[_PolicyVerdicts]
     clusters: Clusters
 
 
@@ -139,21 +139,21 @@ def _row_keys(part: Part) -> list[_Row]:
     return list(zip(part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist(), strict=True))
 
 
-def _columns(found: Iterable[_Judged]) -> _Columns:
+def _columns(judged_groups: Iterable[_Judged]) -> _Columns:
     """Verdicts by column, method and row."""
     columns: dict[_Key, dict[Method, dict[_Row, bool | None]]] = {}
-    for part, _, ballots, _ in found:
+    for part, _, by_policy, _ in judged_groups:
         rows = _row_keys(part)
-        for policy, given in ballots:
-            own = dict(zip(rows, given.to_pylist(), strict=True))
+        for policy, policy_verdicts in by_policy:
+            own = dict(zip(rows, policy_verdicts.to_pylist(), strict=True))
             columns.setdefault(_key(part, policy), {})[part.defense, part.variant] = own
     return columns
 
 
 def _asr(judged: _Judged, compared: Mapping[_Key, Mapping[Method, Comparison]]) -> Iterator[Cell]:
     part = judged.part
-    for i, (policy, given) in enumerate(judged.ballots):
-        outcome = _fate(part.rows, given, policy.scorers)
+    for i, (policy, policy_verdicts) in enumerate(judged.by_policy):
+        outcome = _outcomes(part.rows, policy_verdicts, policy.scorers)
         check_outcomes(part, f"policy {policy.name}", outcome)
         comparison = compared[_key(part, policy)][part.defense, part.variant]
         yield replace(_rate(judged, ASR, outcome, policy=policy), main=i == 0, compared=comparison)
@@ -164,12 +164,12 @@ def _hits(judged: _Judged) -> Iterator[Cell]:
 
     k is the most samples that a prompt has a verdict for; prompts with fewer are left out.
     """
-    for policy, given in judged.ballots[:1]:
-        outcome = _fate(judged.part.rows, given, policy.scorers)
-        prompts = judged.part.rows["row_id"].filter(given.is_valid()).to_pylist()
+    for policy, policy_verdicts in judged.by_policy[:1]:
+        outcome = _outcomes(judged.part.rows, policy_verdicts, policy.scorers)
+        prompts = judged.part.rows["row_id"].filter(policy_verdicts.is_valid()).to_pylist()
         k = max(Counter(prompts).values(), default=0)
         if k > 1:
-            hits = hits_at(prompts, given.drop_null().to_pylist(), k)
+            hits = hits_at(prompts, policy_verdicts.drop_null().to_pylist(), k)
             cell = _cell(judged, f"{HIT_AT}{k}", outcome, policy, None)
             cell = replace(cell, main=True, n=hits.prompts, value=hits.value)
             yield replace(cell, low=hits.low, high=hits.high, interval=hits.interval)
@@ -189,7 +189,7 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
     if part.variant == BASE:
         return
     rows = _row_keys(part)
-    for i, (policy, given) in enumerate(judged.ballots):
+    for i, (policy, policy_verdicts) in enumerate(judged.by_policy):
         base = columns[_key(part, policy)].get((part.defense, BASE))
         if base is None:
             continue
@@ -197,10 +197,10 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
         flagged = np.array([verdict is True for verdict in before], bool)
         if flagged.any():
             chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
-            outcome = _fate(chosen.rows, given.filter(pa.array(flagged)), policy.scorers)
+            outcome = _outcomes(chosen.rows, policy_verdicts.filter(pa.array(flagged)), policy.scorers)
             check_outcomes(part, f"{PASS_THROUGH} by {policy.name}", outcome)
             yield replace(_rate(judged._replace(part=chosen), PASS_THROUGH, outcome, policy=policy), main=i == 0)
-        after = given.to_pylist()
+        after = policy_verdicts.to_pylist()
         mixed = pa.array([a if f else b for a, b, f in zip(after, before, flagged, strict=True)], pa.bool_())
         # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
         excluded = present(part.rows["excluded"]) & ~present(mixed)
@@ -212,7 +212,7 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
 def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:
     """How many detections a policy counts in all, and per image with an interval by cluster."""
     rows = judged.part.rows
-    outcome = _fate(rows, boxes(policy, rows), policy.scorers)
+    outcome = _outcomes(rows, boxes(policy, rows), policy.scorers)
     check_outcomes(judged.part, f"policy {policy.name}", outcome)
     if not outcome.scored.any():
         return _cell(judged, BOXES, outcome, policy, None)
@@ -246,9 +246,9 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
 def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str]) -> Iterator[Cell]:
     """What a regeneration keeps of the images that the main policy flags: had it seen only those, all others stay."""
     part = judged.part
-    if part.variant == BASE or not judged.ballots:
+    if part.variant == BASE or not judged.by_policy:
         return
-    base = columns[_key(part, judged.ballots[0].policy)].get((part.defense, BASE), {})
+    base = columns[_key(part, judged.by_policy[0].policy)].get((part.defense, BASE), {})
     flagged = [base.get(row) is True for row in _row_keys(part)]
     chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
     for cell in _means(
@@ -264,11 +264,11 @@ def _scorer_of(column: ScorerRef, names: Sequence[str]) -> str | None:
     return max((s for s in stems if column.stem == s or column.stem.startswith(f"{s}_")), key=len, default=None)
 
 
-def _fate(rows: pa.Table, given: pa.Array, scorers: Sequence[str]) -> RowOutcomes:
+def _outcomes(rows: pa.Table, policy_verdicts: pa.Array, scorers: Sequence[str]) -> RowOutcomes:
     """What became of rows under a policy; a verdict that one scorer gives stands though another failed."""
     excluded = present(rows["excluded"])
-    failed = _errored(rows, *(f"{s}_error" for s in scorers)) & ~present(given)
-    return RowOutcomes(given, (_errored(rows) | failed) & ~excluded, excluded)
+    failed = _errored(rows, *(f"{s}_error" for s in scorers)) & ~present(policy_verdicts)
+    return RowOutcomes(policy_verdicts, (_errored(rows) | failed) & ~excluded, excluded)
 
 
 def _errored(rows: pa.Table, *more: str) -> Mask:
@@ -295,10 +295,10 @@ def _mean(
     """The cell of a mean."""
     sums, numbers = _by_cluster(judged, outcome)
     n = int(numbers.sum())
-    found = bootstrap.mean(sums, numbers)
-    low, high = found or (None, None)
+    ends = bootstrap.mean(sums, numbers)
+    low, high = ends or (None, None)
     cell = _cell(judged, metric, outcome, policy, scorer)
-    interval = "bootstrap" if found else "none"
+    interval = "bootstrap" if ends else "none"
     value = float(sums.sum() / n)
     return replace(cell, n=n, clusters=len(numbers), value=value, low=low, high=high, interval=interval)
 
@@ -346,12 +346,12 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
 
 def _reasons(rows: pa.Table, failures: Sequence[str]) -> dict[str, int]:
     """How many rows without a verdict were excluded or failed for which reason, the most frequent first."""
-    found: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     left = rows
     for name in ("excluded", "error", *failures):
         if name not in rows.column_names:
             continue
         for entry in pc.value_counts(left[name].drop_null()).to_pylist():
-            found[f"{name.replace('_', ' ')}: {entry['values']}"] += entry["counts"]
+            reasons[f"{name.replace('_', ' ')}: {entry['values']}"] += entry["counts"]
         left = left.filter(pc.is_null(left[name]))  # a row counts once, for what came first
-    return dict(found.most_common())
+    return dict(reasons.most_common())

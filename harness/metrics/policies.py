@@ -68,16 +68,16 @@ def boxes_by_label(card: PolicyCard, scores: pa.Table) -> dict[str, pa.Array]:
         raise ValueError(f"policy {card.name!r} counts images, not boxes")
     column = f"{card.scorer}_detections"
     need(card, scores, column)
-    found = _flat(scores[column])
-    items, parents = found.flatten(), np.asarray(pc.list_parent_indices(found))
+    detections = _flat(scores[column])
+    items, parents = detections.flatten(), np.asarray(pc.list_parent_indices(detections))
     names = np.asarray(items.field("label").to_pylist(), dtype=object)
     meets = _compared(items.field("score"), card.rule.op, card.rule.threshold)
     hits = np.asarray(pc.fill_null(meets, False).to_numpy(zero_copy_only=False), bool)
-    unjudged = np.asarray(verdicts(card, scores).is_null()) | np.asarray(found.is_null())
+    unjudged = np.asarray(verdicts(card, scores).is_null()) | np.asarray(detections.is_null())
     prefix = f"{card.scorer}_detected_"
     counted = {}
     for label in (name.removeprefix(prefix).upper() for name in card.rule.any_of):
-        tally = np.bincount(parents[hits & (names == label)], minlength=len(found))
+        tally = np.bincount(parents[hits & (names == label)], minlength=len(detections))
         counted[label] = pa.array(tally.astype(np.int64), mask=unjudged)
     return counted
 

@@ -81,8 +81,8 @@ def smallest_difference(n: int, back: float, level: float = LEVEL, power: float 
         return None
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        found = chance_to_find(n, back + middle, back, level) >= power
-        low, high = (low, middle) if found else (middle, high)
+        enough = chance_to_find(n, back + middle, back, level) >= power
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
@@ -128,12 +128,12 @@ def _binomial(n: int, p: float, most: int) -> NDArray[np.float64]:
         return np.where(k == n * p, 1.0, 0.0)
     log_factorial = _log_factorials(1 << n.bit_length())
     logs = log_factorial[n] - log_factorial[k] - log_factorial[n - k] + k * log(p) + (n - k) * log(1 - p)
-    found: NDArray[np.float64] = np.exp(logs)
-    return found
+    probabilities: NDArray[np.float64] = np.exp(logs)
+    return probabilities
 
 
 @lru_cache(maxsize=8)
 def _log_factorials(up_to: int) -> NDArray[np.float64]:
     """Logarithms of 0! to ``up_to``!."""
-    found: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, up_to + 1)))])
-    return found
+    logs: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, up_to + 1)))])
+    return logs

@@ -51,5 +51,5 @@ def degenerate(rows: pa.Table) -> pa.Array:
         rows: of schema SCORE or IMAGE.
     """
     absent = pc.or_(pc.is_valid(rows["excluded"]), pc.is_valid(rows["error"]))
-    found = pc.if_else(absent, pa.scalar(None, pa.bool_()), pc.is_valid(rows["degenerate"]))
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    verdicts = pc.if_else(absent, pa.scalar(None, pa.bool_()), pc.is_valid(rows["degenerate"]))
+    return verdicts.combine_chunks() if isinstance(verdicts, pa.ChunkedArray) else verdicts

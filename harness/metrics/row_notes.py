@@ -62,9 +62,9 @@ def stand_out(scores: pa.Table) -> pa.Table:
 
 def seeds_collide(scores: pa.Table) -> Mask:
     """Rows of one prompt, guidance and size whose seeds differ and yet draw one image: they agree modulo 2^32."""
-    found = np.zeros(scores.num_rows, bool)
+    colliding = np.zeros(scores.num_rows, bool)
     if "prompt_read" not in scores.column_names or (pc.max(scores["seed"]).as_py() or 0) < _SEEDS:
-        return found
+        return colliding
     names = ("profile", "backbone", "defense", "variant", "bench", "prompt_read", "guidance", "width", "height")
     alike: dict[tuple[object, ...], list[int]] = {}
     seeds = scores["seed"].to_pylist()
@@ -73,13 +73,13 @@ def seeds_collide(scores: pa.Table) -> Mask:
             alike.setdefault((*key, seeds[i] % _SEEDS), []).append(i)
     for places in alike.values():
         if len({seeds[i] for i in places}) > 1:
-            found[places] = True
-    return found
+            colliding[places] = True
+    return colliding
 
 
 def far_below(scores: pa.Table, column: str) -> Mask:
     """Where a cosine of image and caption lies far below the others of the same captioner and concept."""
-    found = np.zeros(scores.num_rows, bool)
+    outlying = np.zeros(scores.num_rows, bool)
     values = np.array(scores[column].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
     captioners = list(zip(scores["vlm"].to_pylist(), scores["concept"].to_pylist(), strict=True))
     for captioner in dict.fromkeys(captioners):
@@ -87,8 +87,8 @@ def far_below(scores: pa.Table, column: str) -> Mask:
         if mine.sum() >= _FEWEST:
             typical = float(np.median(values[mine]))
             spread = 1.4826 * float(np.median(np.abs(values[mine] - typical)))
-            found |= mine & (values < typical - _SPREADS * max(spread, _LEAST_SPREAD))
-    return found
+            outlying |= mine & (values < typical - _SPREADS * max(spread, _LEAST_SPREAD))
+    return outlying
 
 
 def count_notes(rows: pa.Table, columns: Iterable[str]) -> dict[str, int]:

@@ -71,8 +71,8 @@ def compare_runs(
     chosen = pairs_of_methods(methods_of(first), methods_of(second)) if methods is None else methods
     known = [table.select([n for n in CLUSTERED if n in table.column_names]) for table in (first, second)]
     names = clusters(pa.concat_tables(known, promote_options="default"))
-    found = [paired for one, other in chosen for paired in _by_bench(first, second, (one, other), names, level)]
-    return [paired._replace(p_holm=p) for paired, p in zip(found, holm([paired.p for paired in found]), strict=True)]
+    pairs = [paired for one, other in chosen for paired in _by_bench(first, second, (one, other), names, level)]
+    return [paired._replace(p_holm=p) for paired, p in zip(pairs, holm([paired.p for paired in pairs]), strict=True)]
 
 
 def pairs_of_methods(first: Sequence[Method], second: Sequence[Method]) -> list[tuple[Method, Method]]:

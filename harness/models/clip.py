@@ -150,9 +150,9 @@ class Clip:
         import torch
 
         with torch.inference_mode():
-            found = [features(batch)[:count].float() for batch, count in full_batches(items, self.micro_batch)]
+            batches = [features(batch)[:count].float() for batch, count in full_batches(items, self.micro_batch)]
         # A clone made outside inference mode may enter autograd.
-        return torch.cat(found).clone() if found else torch.empty(0, self.width, device=self.model.device)
+        return torch.cat(batches).clone() if batches else torch.empty(0, self.width, device=self.model.device)
 
 
 def full_batches(items: Sequence[_Item], size: int) -> Iterator[tuple[list[_Item], int]]:

@@ -89,13 +89,13 @@ def identity(edit: Edit, root: Path, hashes: FileHashes | None = None, name: str
         UserError: a local or unpinned source is not on this machine.
     """
     hashes = hashes or FileHashes()
-    found: dict[str, Any] = {}
+    identities: dict[str, Any] = {}
     for part, source in zip(("base", "lora"), pinned(edit, name).weights(name, root), strict=False):
-        found[part] = source.revision
+        identities[part] = source.revision
         if source.is_packaged:
             folder = _folder(source.source, root)
-            found[part] = hashes.of_folder(folder) if part == "base" else hashes.of(_file(folder, source))
-    return found
+            identities[part] = hashes.of_folder(folder) if part == "base" else hashes.of(_file(folder, source))
+    return identities
 
 
 def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> DiffusionPipeline:
@@ -145,14 +145,14 @@ def edit(pipe: Any, settings: Edit, jobs: Sequence[Job]) -> list[ImageArray]:
     for i, job in enumerate(jobs):
         height, width = job.image.shape[:2]
         groups.setdefault(canvas(settings, width, height), []).append(i)
-    found: dict[int, ImageArray] = {}
+    images: dict[int, ImageArray] = {}
     for size, members in groups.items():
         for start in range(0, len(members), settings.micro_batch):
             batch = members[start : start + settings.micro_batch]
             padded = batch + [batch[-1]] * (settings.micro_batch - len(batch))
-            found |= zip(batch, _draw(pipe, settings, [jobs[i] for i in padded], size), strict=False)
+            images |= zip(batch, _draw(pipe, settings, [jobs[i] for i in padded], size), strict=False)
             progress.rows(len(batch))
-    return [_restored(found[i], job.image) if settings.restore_size else found[i] for i, job in enumerate(jobs)]
+    return [_restored(images[i], job.image) if settings.restore_size else images[i] for i, job in enumerate(jobs)]
 
 
 def canvas(settings: Edit, width: int, height: int) -> tuple[int, int]:
@@ -220,10 +220,10 @@ def _restored(image: ImageArray, original: ImageArray) -> ImageArray:
 def _class(name: str) -> Any:
     import diffusers
 
-    found = getattr(diffusers, name, None)
-    if not isinstance(found, type):
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type):
         raise UserError(f"diffusers {diffusers.__version__} has no class {name!r}{nearest(name, dir(diffusers))}")
-    return found
+    return cls
 
 
 def _add(lora: Lora, pipe: Any, root: Path, name: str) -> None:
@@ -271,10 +271,10 @@ def _pairs(path: Path) -> int:
 def _lora_file(source: WeightsRef, root: Path, name: str) -> Path:
     if source.source.startswith("package:"):
         return _file(_folder(source.source, root), source)
-    found = cached_file(source.source, source.files[0], source.revision)
-    if found is None:
+    path = cached_file(source.source, source.files[0], source.revision)
+    if path is None:
         raise UserError(_absent(source, name, f"{source.files[0]} is not in the Hugging Face cache"))
-    return found
+    return path
 
 
 def _folder(source: str, root: Path) -> Path:
@@ -295,10 +295,10 @@ def _commit(source: WeightsRef, name: str) -> str | None:
     """The commit of an unpinned hub source that this machine holds; None for a local one."""
     if source.source.startswith("package:"):
         return None
-    found = cached_file(source.source, source.files[0], source.revision)
-    if found is None:
+    path = cached_file(source.source, source.files[0], source.revision)
+    if path is None:
         raise UserError(_absent(source, name, "its card names no revision, and no commit is in the cache"))
-    return found.parents[source.files[0].count("/")].name  # .../snapshots/<commit>/<file>
+    return path.parents[source.files[0].count("/")].name  # .../snapshots/<commit>/<file>
 
 
 def _absent(source: WeightsRef, name: str, reason: str) -> str:

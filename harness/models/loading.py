@@ -118,7 +118,7 @@ def _check(what: str, source: str, model: Any, report: Mapping[str, Iterable[Any
     Tied tensors, and those that the model's class says may be absent or left over, are in no report.
     """
     tensors = model.state_dict()
-    shaped = [str(found[0]) for found in report.get("mismatched_keys", ())]
+    shaped = [str(mismatched[0]) for mismatched in report.get("mismatched_keys", ())]
     lacking = sorted({*map(str, report.get("missing_keys", ())), *(k for k, v in tensors.items() if v.is_meta)})
     layers = {_layer(name) for name in tensors}
     beyond = sorted(name for name in map(str, report.get("unexpected_keys", ())) if _layer(name) in layers)

@@ -93,12 +93,12 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
 
 def options(card: BackboneCard) -> dict[str, Any]:
     """What a call of the card's pipeline takes beyond what all take."""
-    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if card.true_cfg > 1:
-        found["true_cfg_scale"] = card.true_cfg
+        extra["true_cfg_scale"] = card.true_cfg
     if card.max_sequence_length is not None:
-        found["max_sequence_length"] = card.max_sequence_length
-    return found
+        extra["max_sequence_length"] = card.max_sequence_length
+    return extra
 
 
 class AttachedDefense(Protocol):
@@ -173,13 +173,13 @@ def _class(card: BackboneCard, name: str) -> Any:
     """The class ``name`` of diffusers."""
     import diffusers
 
-    found = getattr(diffusers, name, None)
-    if not isinstance(found, type):
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type):
         raise UserError(
             f"backbone {card.name}: diffusers {diffusers.__version__} has no class {name!r}"
             f"{nearest(name, dir(diffusers))}"
         )
-    return found
+    return cls
 
 
 def _check(card: BackboneCard, cls: Any) -> None:

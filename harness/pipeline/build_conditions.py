@@ -87,19 +87,19 @@ class ConditionBuilder:
         rows = rows.append_column("variant", pa.array([BASE] * rows.num_rows, pa.string()))
         base = self.specs.imported()
         fitted = self.of_subset(rows.num_rows)
-        found = [Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, {}))]
+        variants = [Variant(name=BASE, steps=(base,), scores=self._scores(concept, base, {}))]
         for regen in self.chosen.regens:
             if regen.draw and regen.draw.defended:
                 raise UserError(f"regenerator {regen.variant!r} draws under a defense, and given images have none")
             if self._wanted(regen, concept):
-                found.append(fitted._variant(regen, self.chosen.undefended, concept, concept, base, None))
+                variants.append(fitted._variant(regen, self.chosen.undefended, concept, concept, base, None))
         return Condition(
             defense=IMPORTED,
             bench=rows["bench"][0].as_py(),
             concept=concept,
             defended=concept,
             total_rows=rows.num_rows,
-            variants=tuple(found),
+            variants=tuple(variants),
             shards=tuple(shards_of(rows, self.specs.profile.shard_rows)),
             left_out={f"left out, {reason}": files for reason, files in left_out.items()},
         )
@@ -182,7 +182,7 @@ class ConditionBuilder:
     ) -> tuple[StageSpec, ...]:
         """The scorers of ``concept``; a pair scorer where these images have the reference it names."""
         wanted = dict.fromkeys((*self.specs.profile.measures(concept).scorers, *self.request.extra_scorers))
-        found = []
+        stages = []
         for name in wanted:
             scorer = ScorerRef.parse(name)
             if scorers.pair(scorer.stem) != (scorer.reference is not None):
@@ -192,8 +192,8 @@ class ConditionBuilder:
                 raise UserError(f"scorer {name!r}: {scorer.stem} {form}")
             reference = references.get(scorer.reference) if scorer.reference is not None else None
             if scorer.reference is None or reference is not None:
-                found.append(self.specs.score(scorer, images, reference))
-        return tuple(found)
+                stages.append(self.specs.score(scorer, images, reference))
+        return tuple(stages)
 
 
 def _seeded(rows: pa.Table, seed: int) -> pa.Table:

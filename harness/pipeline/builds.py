@@ -79,7 +79,7 @@ def prepare(request: Request, places: Places) -> Plan:
     )  # fmt: skip
 
 
-def outlook(made: Plan, store: Path) -> list[dict[str, Any]]:
+def build_estimates(made: Plan, store: Path) -> list[dict[str, Any]]:
     """Each build of a plan as plain data: what it takes, and whether it is in the store already."""
     there = Store(store)
     return [

@@ -19,7 +19,7 @@ from harness.store.shards import Store
 def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
     """The cost of every variant, over the shards of which every stage's is known; scoring is left out."""
     flagged = _flagged(cells)
-    found = []
+    by_variant = []
     for condition in plan.conditions:
         base = {s.fingerprint for s in condition.variants[0].steps}
         for variant in condition.variants:
@@ -30,7 +30,7 @@ def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
                 continue
             place = condition.defense, variant.name, condition.bench
             regenerated = variant.name != BASE
-            found.append(
+            by_variant.append(
                 Cost(
                     defense=condition.defense,
                     variant=variant.name,
@@ -42,14 +42,14 @@ def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
                     total=condition.num_rows if regenerated else None,
                 )
             )
-    return found
+    return by_variant
 
 
 def _costs(stages: Sequence[StageSpec], shard: str, store: Store) -> dict[str, dict[str, Any]] | None:
     """What a shard took at each stage; None unless it is known of all."""
-    found = {s.stage: store.cost(store.path(s.stage, s.fingerprint, shard)) for s in stages}
-    known = {stage: cost for stage, cost in found.items() if cost is not None}
-    return known if len(known) == len(found) else None
+    by_stage = {s.stage: store.cost(store.path(s.stage, s.fingerprint, shard)) for s in stages}
+    known = {stage: cost for stage, cost in by_stage.items() if cost is not None}
+    return known if len(known) == len(by_stage) else None
 
 
 def _flagged(cells: Sequence[Cell]) -> dict[tuple[str, str, str], int]:

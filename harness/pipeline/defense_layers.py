@@ -123,10 +123,10 @@ def _denoiser_mb(backbone: BackboneCard) -> float:
 
 def _files(params: Mapping[str, Any], hashes: fingerprint.FileHashes) -> dict[str, str]:
     """sha256 of every local file that a defense's parameters name, by the parameter."""
-    found = {}
+    digests = {}
     for name, value in params.items():
         for path in defenses.files({name: value}):
             if not path.is_file():
                 raise UserError(f"no file {path} (named in the parameters of a defense)")
-            found[name] = hashes.of(path)
-    return found
+            digests[name] = hashes.of(path)
+    return digests

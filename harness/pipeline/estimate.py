@@ -9,7 +9,7 @@ from typing import Any
 from harness.metrics.comparison import BASE, NONE
 from harness.metrics.power import planned
 from harness.pipeline import schedule
-from harness.pipeline.builds import outlook
+from harness.pipeline.builds import build_estimates
 from harness.pipeline.conditions import Condition
 from harness.pipeline.plan import Plan
 from harness.pipeline.spec import StageSpec
@@ -44,7 +44,7 @@ def estimate(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None
                 "fingerprint": spec.fingerprint, "shards": len(condition.shards), "missing_shards": len(missing),
                 "missing_rows": rows,
             })  # fmt: skip
-    builds = outlook(plan, store)
+    builds = build_estimates(plan, store)
     excluded = sum(s.rows.num_rows - s.rows["excluded"].null_count for c in plan.conditions for s in c.shards)
     return {
         "run": plan.name,
@@ -73,7 +73,7 @@ def comparisons(plan: Plan) -> list[dict[str, Any]]:
     These are the two families of tests that cells are adjusted within (``harness.metrics.comparison``). Rows that the
     guard excludes show nothing; a prompt with several images counts once.
     """
-    found = []
+    comparisons = []
     for bench in dict.fromkeys(c.bench for c in plan.conditions):
         conditions = [c for c in plan.conditions if c.bench == bench]
         prompts = {
@@ -85,8 +85,8 @@ def comparisons(plan: Plan) -> list[dict[str, Any]]:
         on_top = [v for c in conditions for v in c.variants if v.name != BASE]
         for compared, tests in (("defense against none", len(against_none)), ("regeneration on base", len(on_top))):
             if tests and prompts:
-                found.append({"bench": bench, "compared": compared, **planned(len(prompts), tests)._asdict()})
-    return found
+                comparisons.append({"bench": bench, "compared": compared, **planned(len(prompts), tests)._asdict()})
+    return comparisons
 
 
 def _has_baseline(conditions: Sequence[Condition]) -> bool:

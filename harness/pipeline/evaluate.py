@@ -57,10 +57,10 @@ class Budget:
         Raises:
             UserError: anything else.
         """
-        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
-        if found is None or (found[2] and float(found[2]) > 100):
+        match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
+        if match is None or (match[2] and float(match[2]) > 100):
             raise UserError(f"--max-errors {text!r}: give a number of rows (0, 12) or a share (5%)")
-        return cls(rows=int(found[1])) if found[1] else cls(share=float(found[2]) / 100)
+        return cls(rows=int(match[1])) if match[1] else cls(share=float(match[2]) / 100)
 
     def exceeded(self, errors: int, rows: int) -> bool:
         """Whether ``errors`` failed rows out of ``rows`` are too many."""

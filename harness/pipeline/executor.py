@@ -111,12 +111,12 @@ def build_ticket(build: StageSpec, index: int) -> pa.Table:
 
 def make_ticket(plan: Plan, condition: int, shard: int) -> pa.Table:
     """What flows for one shard of one condition."""
-    found = plan.conditions[condition].shards[shard]
+    cut = plan.conditions[condition].shards[shard]
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, found.rows.schema) as writer:
-        writer.write_table(found.rows)
+    with pa.ipc.new_stream(sink, cut.rows.schema) as writer:
+        writer.write_table(cut.rows)
     row = {
-        "condition": condition, "shard": shard, "key": found.key, "rows": sink.getvalue(),
+        "condition": condition, "shard": shard, "key": cut.key, "rows": sink.getvalue(),
         "status": "ok", "detail": "", "failed": [],
     }  # fmt: skip
     return pa.Table.from_pylist([row], schema=TICKET)
@@ -127,22 +127,24 @@ Run = Callable[[Phase, list[pa.Table]], Iterator[pa.Table]]  # tickets through a
 
 def _failed_before(plan: Plan, context: WorkerContext) -> set[str]:
     """Rows that failed in shards that are published already: a repeated command must not begin to count anew."""
-    found: set[str] = set()
+    failed_rows: set[str] = set()
     for condition in plan.conditions:
         for spec in condition.stages:
             for shard in condition.shards:
                 path = context.store.path(spec.stage, spec.fingerprint, shard.key)
                 if is_complete(path):
-                    found |= failed(read(path, error_columns(path)))
-    return found
+                    failed_rows |= failed(read(path, error_columns(path)))
+    return failed_rows
 
 
 def specs(plan: Plan, stage: str) -> dict[int, tuple[StageSpec, ...]]:
     """The stage's specs in every condition that has it, one per variant; the builds by their place in the plan."""
     if stage == schedule.BUILD:
         return {i: (build,) for i, build in enumerate(plan.builds)}
-    found = {i: tuple(s for s in condition.stages if s.stage == stage) for i, condition in enumerate(plan.conditions)}
-    return {i: specs for i, specs in found.items() if specs}
+    by_condition = {
+        i: tuple(s for s in condition.stages if s.stage == stage) for i, condition in enumerate(plan.conditions)
+    }
+    return {i: specs for i, specs in by_condition.items() if specs}
 
 
 @contextlib.contextmanager

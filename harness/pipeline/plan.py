@@ -70,12 +70,12 @@ class Plan:
     @property
     def means(self) -> tuple[str, ...]:
         """Raw columns printed as they are: the profile's, and those of scorers that were asked for by name."""
-        found = list(self.profile.means)
+        columns = list(self.profile.means)
         for name in self.request.extra_scorers:
             scorer = ScorerRef.parse(name)
             kinds = scorers.columns(scorer.stem)
-            found += [scorer.column(c) for c, kind in kinds.items() if pt.is_floating(kind) or pt.is_boolean(kind)]
-        return tuple(dict.fromkeys(found))
+            columns += [scorer.column(c) for c, kind in kinds.items() if pt.is_floating(kind) or pt.is_boolean(kind)]
+        return tuple(dict.fromkeys(columns))
 
     @property
     def builds(self) -> tuple[StageSpec, ...]:
@@ -106,8 +106,8 @@ class Plan:
 
     def stage_names(self) -> list[str]:
         """Names of all stages in an order in which every row can meet them."""
-        found = dict.fromkeys(s.stage for c in self.conditions for s in c.stages)
-        return sorted(found, key=_place)
+        names = dict.fromkeys(s.stage for c in self.conditions for s in c.stages)
+        return sorted(names, key=_place)
 
     def missing(self, store: Store, stages: Sequence[str] | None = None) -> list[tuple[int, int]]:
         """(condition, shard) indices for which some stage's output is not in the store yet.
@@ -181,7 +181,7 @@ def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
 
 def _check_means(profile: ProfileCard) -> None:
     """Refuse a mean of a column that no scorer of the profile has; it would silently never be printed."""
-    asked = dict.fromkeys(s for found in profile.concepts for s in profile.measures(found).scorers)
+    asked = dict.fromkeys(s for concept in profile.concepts for s in profile.measures(concept).scorers)
     there = []
     for name in asked:
         scorer = ScorerRef.parse(name)

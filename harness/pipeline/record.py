@@ -23,7 +23,7 @@ _SHOWN = 60  # characters of a value in a message
 
 def stages(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each stage's key by ``bench/defense/stage``, of what a regenerator adds by ``bench/defense/variant/stage``."""
-    found: dict[str, dict[str, Any]] = {}
+    by_place: dict[str, dict[str, Any]] = {}
     for condition in record["conditions"]:
         keys = {
             f"{s['stage']}:{s['fingerprint']}": {**s["key"], "shards": condition["shards"]} for s in condition["stages"]
@@ -35,21 +35,21 @@ def stages(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for variant, names in variants.items():
             own = names if variant == BASE else [s for s in names if s not in variants[BASE]]
             place = f"{condition['bench']}/{condition['defense']}" + ("" if variant == BASE else f"/{variant}")
-            found |= {f"{place}/{stage.partition(':')[0]}": keys[stage] for stage in own}
-    return found
+            by_place |= {f"{place}/{stage.partition(':')[0]}": keys[stage] for stage in own}
+    return by_place
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What differs between two records: ``stage``, ``key``, ``left`` and ``right``; or ``stage`` and ``only_in``."""
     sides = stages(left), stages(right)
-    found: list[dict[str, Any]] = []
+    differing: list[dict[str, Any]] = []
     for name in sorted({*sides[0], *sides[1]}):
         a, b = sides[0].get(name), sides[1].get(name)
         if a is None or b is None:
-            found.append({"stage": name, "only_in": "left" if b is None else "right"})
+            differing.append({"stage": name, "only_in": "left" if b is None else "right"})
         else:
-            found += [{"stage": name, "key": k, "left": x, "right": y} for k, x, y in difference(a, b)]
-    return found
+            differing += [{"stage": name, "key": k, "left": x, "right": y} for k, x, y in difference(a, b)]
+    return differing
 
 
 def require_images(run: Path, record: Mapping[str, Any], made: Plan, store: Store) -> None:
@@ -66,9 +66,9 @@ def require_images(run: Path, record: Mapping[str, Any], made: Plan, store: Stor
     """
     again = f"draw them anew with `{record.get('command') or 'harness eval'}`"
     today = json.loads(json.dumps(record_of(made, "")))
-    found = [row for row in differences(record, today) if not row["stage"].rpartition("/")[2].startswith("score")]
-    if found:
-        first, *others = sorted(found, key=_cause)
+    changed = [row for row in differences(record, today) if not row["stage"].rpartition("/")[2].startswith("score")]
+    if changed:
+        first, *others = sorted(changed, key=_cause)
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
             f"the images of {run} are not those that would be drawn today, {_told(first)}{more}: go back to what "

@@ -88,7 +88,7 @@ def save_images(made: Plan, places: Places, folder: Path) -> int:
 
 def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
     """What a plan says of each (defense, variant, benchmark)."""
-    found = {}
+    by_method = {}
     for condition in plan.conditions:
         settings: dict[str, Any] = {}
         if plan.request.seed is not None:
@@ -100,7 +100,7 @@ def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
         rows = pa.concat_tables([s.rows.select(["row_id", "sample"]) for s in condition.shards])
         for variant in condition.variants:
             differed = told(variant)
-            found[condition.defense, variant.name, condition.bench] = Provenance(
+            by_method[condition.defense, variant.name, condition.bench] = Provenance(
                 rows=rows,
                 total=condition.total_rows,
                 fingerprints=tuple(f"{s.stage}:{s.fingerprint}" for s in variant.stages),
@@ -108,4 +108,4 @@ def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
                 settings=settings | dict(variant.settings) | ({"accepted change": differed} if differed else {}),
                 notes=dict(condition.left_out) if variant.name == BASE else {},
             )
-    return found
+    return by_method

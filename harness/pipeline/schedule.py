@@ -54,7 +54,7 @@ def cut(plan: Plan, gpus: int, gpu_memory_gb: float | None) -> list[Phase]:
     last = [n for n in names if _looks_across(plan, n)]  # they need another condition's images, whole
     rest = [n for n in names if n not in last]
     groups = [g for part in (rest, last) for g in (_by_memory(plan, part, gpu_memory_gb) if gpus else [part]) if g]
-    return first + [Phase(tuple(_stations(plan, group, gpus))) for group in groups]
+    return first + [Phase(tuple(_actor_groups(plan, group, gpus))) for group in groups]
 
 
 def _looks_across(plan: Plan, stage: str) -> bool:
@@ -91,16 +91,16 @@ def on_gpu(plan: Plan, stage: str) -> bool:
     return any(s.gpu for c in plan.conditions for s in c.stages if s.stage == stage)
 
 
-def _stations(plan: Plan, names: list[str], gpus: int) -> list[ActorGroup]:
+def _actor_groups(plan: Plan, names: list[str], gpus: int) -> list[ActorGroup]:
     """One actor group per run of stages of a kind."""
     if not gpus:
         return [ActorGroup(tuple(names))]
     needs = {n: max(memory(plan, n), 0.5) for n in names if on_gpu(plan, n)}
-    found = []
+    groups = []
     for heavy, run in itertools.groupby(names, needs.__contains__):  # in order: a ticket meets what it needs first
         if heavy:
             shares = {n: math.floor(1000 * needs[n] / sum(needs.values())) / 1000 for n in run}
-            found += [ActorGroup((n,), share) for n, share in shares.items()]
+            groups += [ActorGroup((n,), share) for n, share in shares.items()]
         else:
-            found.append(ActorGroup(tuple(run)))
-    return found
+            groups.append(ActorGroup(tuple(run)))
+    return groups

@@ -101,9 +101,9 @@ def _cell(plan: Plan, condition: Condition, variant: Variant, known: Provenances
 
 
 def _spec(variant: Variant) -> tuple[str, str] | None:
-    found: Mapping[str, str] = {s.stage: s.fingerprint for s in variant.scores}
+    fingerprints: Mapping[str, str] = {s.stage: s.fingerprint for s in variant.scores}
     stage = f"score-{SCORER}"
-    return (stage, found[stage]) if stage in found else None
+    return (stage, fingerprints[stage]) if stage in fingerprints else None
 
 
 class _Set(NamedTuple):

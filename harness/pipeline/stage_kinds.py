@@ -40,14 +40,14 @@ def declared(kind: str) -> StageKind:
     Raises:
         ValueError: there is no such kind of stage.
     """
-    found = _constants(kind)
-    if "PLACE" not in found:
+    constants = _constants(kind)
+    if "PLACE" not in constants:
         raise ValueError(f"no kind of stage {kind!r} in {_FOLDER}")
     return StageKind(
-        place=int(found["PLACE"]),
-        reads_images=bool(found.get("READS_IMAGES", False)),
-        gpu=bool(found.get("GPU", False)),
-        libraries=tuple(found.get("LIBRARIES", ())),
+        place=int(constants["PLACE"]),
+        reads_images=bool(constants.get("READS_IMAGES", False)),
+        gpu=bool(constants.get("GPU", False)),
+        libraries=tuple(constants.get("LIBRARIES", ())),
     )
 
 
@@ -57,10 +57,10 @@ def _constants(stem: str) -> dict[str, Any]:
     path = _FOLDER / f"{stem}.py"
     if not path.is_file():
         return {}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if name in ("PLACE", "READS_IMAGES", "GPU", "LIBRARIES"):
-                found[name] = ast.literal_eval(node.value)
-    return found
+                values[name] = ast.literal_eval(node.value)
+    return values

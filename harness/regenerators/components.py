@@ -144,16 +144,16 @@ def _start_of_list(text: str) -> int:
 
 def _bare_lists(text: str) -> list[str]:
     """Bracketed spans side by side whose items are no literals, without remarks (``[Note: ...]``) and long talk."""
-    found, start = [], text.find("[")
+    spans, start = [], text.find("[")
     while start >= 0:
         span = _balanced(text, start)
         if span is None:
             break
         talk = ":" in span or any(len(part.split()) > _MAX_WORDS for part in span.split(","))
         if not talk and re.search(r"[^\W\d_]", span):
-            found.append(span)
+            spans.append(span)
         start = text.find("[", start + len(span))
-    return found
+    return spans
 
 
 def _named(text: str) -> dict[str, Any] | None:

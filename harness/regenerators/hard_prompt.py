@@ -80,7 +80,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class Found:
+class HardPrompt:
     """One image's prompt.
 
     Attributes:
@@ -134,7 +134,7 @@ class Optimiser:
         self._state: _State | None = None
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, targets: Tensor, report: Callable[[int, int], None] | None = None) -> list[Found]:
+    def __call__(self, targets: Tensor, report: Callable[[int, int], None] | None = None) -> list[HardPrompt]:
         """The prompt of each target (n, d) of any length.
 
         Args:
@@ -205,12 +205,12 @@ class Optimiser:
         state.keep(ids, cosine.detach())
         state.move(gradient)
 
-    def _scored(self, directions: Tensor, seen: Sequence[tuple[tuple[int, ...], float, int]]) -> list[Found]:
+    def _scored(self, directions: Tensor, seen: Sequence[tuple[tuple[int, ...], float, int]]) -> list[HardPrompt]:
         decode = self.clip.tokenizer.decode
         texts = [decode(list(ids), skip_special_tokens=True).strip() for ids, _, _ in seen]
         features, cut = self.clip.texts(texts)
         cosines = functional.cosine_similarity(features.double(), directions.double(), dim=1).tolist()
-        found = []
+        results = []
         for i, (text, again) in enumerate(zip(texts, self.clip.tokenize(texts), strict=True)):
             ids, best, ran = seen[i]
             notes = (
@@ -218,8 +218,8 @@ class Optimiser:
                 *((CUT,) if cut[i] else ()),
                 *((PLATEAU,) if ran < self.settings.iterations else ()),
             )
-            found.append(Found(text, ids, cosines[i], best, ran, notes))
-        return found
+            results.append(HardPrompt(text, ids, cosines[i], best, ran, notes))
+        return results
 
 
 class Nearest:
@@ -252,12 +252,12 @@ class Nearest:
         """Ids (n, N) of z (n, N, d); of equally near ones the first."""
         rows = z.flatten(0, 1)
         rows = (functional.normalize(rows, dim=1) if self._cosine else rows).to(self._dtype)
-        nearest, found = functional.linear(rows, *self._blocks[0][1:]).max(dim=1)
+        nearest, indices = functional.linear(rows, *self._blocks[0][1:]).max(dim=1)
         for offset, table, bias in self._blocks[1:]:
             score, index = functional.linear(rows, table, bias).max(dim=1)
-            found = torch.where(score > nearest, index + offset, found)
+            indices = torch.where(score > nearest, index + offset, indices)
             nearest = torch.maximum(score, nearest)
-        return self.allowed[found].view(z.shape[:2])
+        return self.allowed[indices].view(z.shape[:2])
 
     def start(self, tokens: int, seed: int) -> Tensor:
         """Ids (N,), uniform over what is allowed, the same on every device."""

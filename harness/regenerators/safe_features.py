@@ -136,11 +136,11 @@ def _interpolate(image: Tensor, text: Tensor, alpha: float, *, raw: bool, notes:
     gone = image.norm(dim=1) <= _ZERO * text.norm(dim=1)
     # At the very start alpha = 0 there would be nothing to point at, so a lost image leaves the text at any alpha.
     start = torch.where(gone[:, None], text, image if raw else _unit(image))
-    found, parallel, opposite = slerp(start, text, alpha)
+    between, parallel, opposite = slerp(start, text, alpha)
     _note(notes, gone, IMAGE_ZERO)
     _note(notes, parallel & ~gone, SLERP_PARALLEL)
     _note(notes, opposite & ~gone, SLERP_OPPOSITE)
-    return found
+    return between
 
 
 def _prepared(feature: Tensor | None, raw: bool) -> Tensor | None:

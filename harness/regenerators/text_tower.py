@@ -73,12 +73,12 @@ class TextTower:
     @torch.no_grad()
     def _constants(self, hidden: Tensor) -> list[_KeyValue]:
         """The begin token's key and value in every layer: it attends to itself alone."""
-        found = []
+        constants = []
         for layer in self._layers:
             _, key, value = functional.linear(self._normed(hidden, layer.norm1), *layer.qkv).chunk(3)
-            found.append(_KeyValue(key.view(self.heads, 1, -1), value.view(self.heads, 1, -1)))
+            constants.append(_KeyValue(key.view(self.heads, 1, -1), value.view(self.heads, 1, -1)))
             hidden = self._mlp(hidden + functional.linear(value, *layer.out), layer)
-        return found
+        return constants
 
     def __call__(self, slots: Tensor) -> Tensor:
         """Projected features, not normalised, (n, projection) in the tower's dtype, of slots (n, N, d).
@@ -166,5 +166,5 @@ def _activation(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
         return functional.gelu, 1.0
     from transformers.activations import ACT2FN
 
-    found: Callable[[Tensor], Tensor] = ACT2FN[name]
-    return found, 1.0
+    function: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return function, 1.0

@@ -41,19 +41,19 @@ class Regenerator:
 
     def method(self) -> dict[str, Any]:
         """What a cell says of the method beyond its name."""
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if self.optimise is not None:
-            found |= {"alpha": self.optimise.alpha, "lam": self.optimise.lam, "tokens": self.optimise.tokens,
+            settings |= {"alpha": self.optimise.alpha, "lam": self.optimise.lam, "tokens": self.optimise.tokens,
                       "iterations": self.optimise.iterations}  # fmt: skip
         if self.draw is not None and self.draw.defended:
-            found["drawn by"] = "the defended backbone"
+            settings["drawn by"] = "the defended backbone"
         if self.draw is not None and self.draw.backbone is not None:
-            found["drawn by"] = self.draw.backbone
+            settings["drawn by"] = self.draw.backbone
         if self.draw is not None and self.draw.seed != "row":
-            found["drawing seed"] = self.draw.seed
+            settings["drawing seed"] = self.draw.seed
         if self.draw is not None and self.draw.guidance == "own":
-            found["drawing guidance"] = "the backbone's own"
-        return found
+            settings["drawing guidance"] = "the backbone's own"
+        return settings
 
     def deviations(self) -> dict[str, Any]:
         """What departs from the published procedure, so that no table of the paper takes the number for its own."""
@@ -102,8 +102,8 @@ def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Re
         if len(specs) > 1:
             raise UserError(f"--regen: 'none' beside {', '.join(s for s in specs if s != NONE)}")
         return []
-    found = [_regenerator(spec, edition, roots) for spec in specs]
-    return list({r.variant: r for r in found}.values())
+    regenerators = [_regenerator(spec, edition, roots) for spec in specs]
+    return list({r.variant: r for r in regenerators}.values())
 
 
 def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:

@@ -49,14 +49,14 @@ def read_csv(path: Path) -> PrintedTable:
     if len(set(columns)) != len(columns):
         raise UserError(f"{path}: two columns have the same name")
     sizes = {name: _size(path, name, count) for name, count in zip(columns, counts, strict=False)}
-    found: dict[str, dict[str, str | None]] = {}
+    printed: dict[str, dict[str, str | None]] = {}
     for name, *cells in rows:
-        if name in found:
+        if name in printed:
             raise UserError(f"{path}: two rows are called {name!r}")
         if len(cells) != len(columns) or len(counts) != len(columns):
             raise UserError(f"{path}: row {name!r} has {len(cells)} numbers for {len(columns)} columns")
-        found[name] = {column: _cell(path, name, column, cell) for column, cell in zip(columns, cells, strict=True)}
-    return PrintedTable(path.stem, sizes, found)
+        printed[name] = {column: _cell(path, name, column, cell) for column, cell in zip(columns, cells, strict=True)}
+    return PrintedTable(path.stem, sizes, printed)
 
 
 def _size(path: Path, column: str, count: str) -> int:
@@ -74,20 +74,20 @@ def _cell(path: Path, row: str, column: str, cell: str) -> str | None:
     return number
 
 
-def text(found: Audit, readings: bool = False) -> str:
+def text(audit: Audit, readings: bool = False) -> str:
     """The audit for a terminal: how many numbers are of which kind, then each finding.
 
     Args:
         found: the audit.
         readings: also a line for every printed number.
     """
-    counts = [f"{count} {kind}" for kind, count in found.counts().items() if count]
-    lines = [f"{found.table}: {len(found.readings)} numbers: {', '.join(counts)}"]
-    lines += [_finding(finding) for finding in found.findings]
-    if not any(finding.alarm for finding in found.findings):
-        lines.append("  every number is a share of its column's n" if found.readings else "  nothing to audit")
+    counts = [f"{count} {kind}" for kind, count in audit.counts().items() if count]
+    lines = [f"{audit.table}: {len(audit.readings)} numbers: {', '.join(counts)}"]
+    lines += [_finding(finding) for finding in audit.findings]
+    if not any(finding.alarm for finding in audit.findings):
+        lines.append("  every number is a share of its column's n" if audit.readings else "  nothing to audit")
     if readings:
-        lines += [_reading(reading._asdict()) for reading in found.readings if reading.number is not None]
+        lines += [_reading(reading._asdict()) for reading in audit.readings if reading.number is not None]
     return "\n".join(lines)
 
 
@@ -107,12 +107,12 @@ def _share(chance: float) -> str:
     return f"{chance:.2g}" if chance >= 1e-4 else f"{chance:.0e}"
 
 
-def as_json(found: Audit) -> dict[str, Any]:
+def as_json(audit: Audit) -> dict[str, Any]:
     """The audit as plain data."""
     return {
-        "table": found.table,
-        "counts": found.counts(),
-        "alarms": sum(finding.alarm for finding in found.findings),
-        "findings": [{**vars(finding), "alarm": finding.alarm} for finding in found.findings],
-        "readings": [reading._asdict() for reading in found.readings],
+        "table": audit.table,
+        "counts": audit.counts(),
+        "alarms": sum(finding.alarm for finding in audit.findings),
+        "findings": [{**vars(finding), "alarm": finding.alarm} for finding in audit.findings],
+        "readings": [reading._asdict() for reading in audit.readings],
     }

@@ -57,9 +57,9 @@ def write(path: Path, scores: pa.Table, shards: Iterable[Path], policies: Polici
         policies: by concept, the main one first; it says what is unsafe.
     """
     chosen = pick(scores)
-    found = _tiles(scores, chosen, _images(shards, set(chosen)), policies)
+    tiles = _tiles(scores, chosen, _images(shards, set(chosen)), policies)
     buffer = io.BytesIO()
-    sheet(chosen, found, revealed=_shapes_only(scores)).save(buffer, format="PNG")
+    sheet(chosen, tiles, revealed=_shapes_only(scores)).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 
@@ -156,15 +156,15 @@ def _fitting(text: str, font: Font) -> str:
 
 def _images(shards: Iterable[Path], wanted: set[Prompt]) -> dict[tuple[Method, Prompt], bytes]:
     """The encoded images of ``wanted``."""
-    found: dict[tuple[Method, Prompt], bytes] = {}
+    encoded: dict[tuple[Method, Prompt], bytes] = {}
     for path in shards:
         ids = read(path, ["row_id", "sample"]).to_pylist()
         here = [i for i, e in enumerate(ids) if (e["row_id"], e["sample"]) in wanted]
         if here:
             for e in read(path, [*KEY, "image"]).take(pa.array(here)).to_pylist():
                 if e["image"] is not None:
-                    found[(e["defense"], e["variant"]), (e["row_id"], e["sample"])] = e["image"]
-    return found
+                    encoded[(e["defense"], e["variant"]), (e["row_id"], e["sample"])] = e["image"]
+    return encoded
 
 
 def _tiles(
@@ -173,7 +173,7 @@ def _tiles(
     images: Mapping[tuple[Method, Prompt], bytes],
     policies: Policies,
 ) -> dict[Method, dict[Prompt, Tile]]:
-    found: dict[Method, dict[Prompt, Tile]] = {}
+    tiles: dict[Method, dict[Prompt, Tile]] = {}
     wanted = pa.array([row_id for row_id, _ in chosen])
     for part in parts(scores.filter(pc.is_in(scores["row_id"], wanted))):
         method = (part.defense, part.variant)
@@ -182,8 +182,8 @@ def _tiles(
         for entry, verdict in zip(_entries(part), unsafe, strict=True):
             prompt = (entry["row_id"], entry["sample"])
             image = images.get((method, prompt))
-            found.setdefault(method, {})[prompt] = Tile(image, _caption(entry, verdict, image), verdict is True)
-    return found
+            tiles.setdefault(method, {})[prompt] = Tile(image, _caption(entry, verdict, image), verdict is True)
+    return tiles
 
 
 def _entries(part: Part) -> list[dict[str, Any]]:
@@ -205,5 +205,5 @@ def _caption(entry: Mapping[str, Any], verdict: bool | None, image: bytes | None
 def _shapes_only(scores: pa.Table) -> bool:
     """Whether every image was drawn by the shapes backbone under the shapes profile."""
     drawn_by = [name for name in ("profile", "backbone", "regen_backbone") if name in scores.column_names]
-    found = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}
-    return all(map(is_shapes_world, found))
+    names = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}
+    return all(map(is_shapes_world, names))

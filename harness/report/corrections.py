@@ -8,11 +8,11 @@ from harness.metrics.corrections import Compared, Correction, compared, poolable
 from harness.metrics.true_asr import Corrected
 
 
-def text(found: Sequence[Correction]) -> str:
+def text(corrections: Sequence[Correction]) -> str:
     """Each method's rate, uncorrected and corrected, then differences, ratios and the test of pooling."""
-    lines = [line for correction in found for line in _rate(correction)]
-    lines += [_pair(pair) for pair in compared(found)]
-    for bench, test in poolable(found).items():
+    lines = [line for correction in corrections for line in _rate(correction)]
+    lines += [_pair(pair) for pair in compared(corrections)]
+    for bench, test in poolable(corrections).items():
         says = "must not be pooled" if test.p <= 0.05 else "are not shown to differ, which is no leave to pool them"
         lines.append(
             f"{bench}: labels of the methods {says} (exact test of equal shares: flagged p = {test.p_flagged:.2g}, "

@@ -106,7 +106,7 @@ def _costs(costs: Sequence[Cost]) -> Iterator[str]:
 
 
 def _row(cell: Cell, degenerate: str) -> list[str]:
-    found = [
+    row = [
         cell.defense,
         cell.variant,
         text.counts(cell),
@@ -118,10 +118,10 @@ def _row(cell: Cell, degenerate: str) -> list[str]:
     ]
     compared = cell.compared
     if compared is None or compared.against is None:
-        return [*found, *[""] * 6, "yes" if compared and compared.best else ""]
+        return [*row, *[""] * 6, "yes" if compared and compared.best else ""]
     pairs = (compared.pairs, compared.only_reference, compared.only_method)
     return [
-        *found,
+        *row,
         compared.against,
         *map(str, pairs),
         text.p_value(compared.p),

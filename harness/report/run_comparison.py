@@ -43,14 +43,14 @@ def method(name: str, there: Sequence[Method], run: str) -> Method:
         UserError: the run does not have it.
     """
     defense, _, variant = name.partition("/")
-    found = defense, variant or "base"
-    if found not in there:
+    asked = defense, variant or "base"
+    if asked not in there:
         names = ["/".join(one) for one in there]
-        raise UserError(f"run {run} has no {'/'.join(found)}{nearest(name, names)} (it has: {', '.join(names)})")
-    return found
+        raise UserError(f"run {run} has no {'/'.join(asked)}{nearest(name, names)} (it has: {', '.join(names)})")
+    return asked
 
 
-def text(found: Sequence[Paired], names: tuple[str, str], rows: int) -> str:
+def text(pairs: Sequence[Paired], names: tuple[str, str], rows: int) -> str:
     """The comparison for a terminal.
 
     Args:
@@ -59,13 +59,13 @@ def text(found: Sequence[Paired], names: tuple[str, str], rows: int) -> str:
         rows: how many flipped rows of either kind are named.
     """
     lines = [f"A = {names[0]}, B = {names[1]}; rows with a verdict in both; differences are B less A, in points"]
-    for one in found:
+    for one in pairs:
         of = "/".join(one.first) if one.first == one.second else f"{'/'.join(one.first)} -> {'/'.join(one.second)}"
         lines.append(f"{one.bench}  {of}: A {one.unsafe_first}/{one.pairs}, B {one.unsafe_second}/{one.pairs} unsafe")
         if one.difference is not None:
             ends = "" if one.low is None or one.high is None else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
             lines.append(
-                f"  difference {100 * one.difference:+.1f}{ends}, p = {one.p:.2g} (Holm over {len(found)}: "
+                f"  difference {100 * one.difference:+.1f}{ends}, p = {one.p:.2g} (Holm over {len(pairs)}: "
                 f"{one.p_holm:.2g}): {_verdict(one)}"
             )
         lines.append(f"  became safe: {_rows(one.to_safe, rows)}")

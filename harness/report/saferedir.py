@@ -126,10 +126,10 @@ class Table:
     def legend(self) -> list[str]:
         """What the numbers need said."""
         runs = dict.fromkeys((line.run, line.profile, line.backbone) for line in self.lines)
-        found = [
+        lines = [
             f"#{i} {run}: profile {profile}, backbone {backbone}" for i, (run, profile, backbone) in enumerate(runs, 1)
         ]
-        return found + list(self.notes)
+        return lines + list(self.notes)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -151,7 +151,7 @@ def assemble(runs: Sequence[Path], policies: Mapping[str, PolicyCard]) -> list[T
         UserError: a run's files cannot be read, or no run has any of the benchmarks.
         ConservationError: rows were lost or doubled.
     """
-    found = []
+    tables = []
     for task in TASKS:
         lines: list[Line] = []
         notes = [task.note] if task.note else []
@@ -159,11 +159,11 @@ def assemble(runs: Sequence[Path], policies: Mapping[str, PolicyCard]) -> list[T
             source = _Source.read(run)
             lines += _lines(source, task, policies, notes)
         if lines:
-            found.append(Table(task=task, lines=tuple(lines), notes=tuple(dict.fromkeys(notes))))
-    if not found:
+            tables.append(Table(task=task, lines=tuple(lines), notes=tuple(dict.fromkeys(notes))))
+    if not tables:
         names = ", ".join(task.forget for task in TASKS)
         raise UserError(f"no rows of SafeRedir's protocol in {', '.join(map(str, runs))} (its benchmarks: {names})")
-    return found
+    return tables
 
 
 @dataclass(frozen=True)
@@ -385,9 +385,9 @@ def _share(share: Share | None) -> str:
     return f"{share.k}/{share.n} {text.percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
-def _difference(found: Csdr | None) -> str:
+def _difference(csdr: Csdr | None) -> str:
     """As 4.21 [3.90, 4.55] n 750."""
-    if found is None or found.value is None:
+    if csdr is None or csdr.value is None:
         return "—"
-    ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
-    return f"{found.value:.2f}{ends} n {found.n}"
+    ends = "" if csdr.low is None or csdr.high is None else f" [{csdr.low:.2f}, {csdr.high:.2f}]"
+    return f"{csdr.value:.2f}{ends} n {csdr.n}"

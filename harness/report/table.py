@@ -151,8 +151,8 @@ class Table:
 
     def legend(self) -> list[str]:
         """What the numbers are, and where they come from."""
-        found = f"{len(self.runs)} complete runs" if self.runs else "no complete runs"
-        lines = [f"{self.card.caption}; k/n, 95% interval, #run", f"{found} in {show(self.folder.absolute())}"]
+        complete = f"{len(self.runs)} complete runs" if self.runs else "no complete runs"
+        lines = [f"{self.card.caption}; k/n, 95% interval, #run", f"{complete} in {show(self.folder.absolute())}"]
         for run, number in self._numbers().items():
             lines.append(f"#{number} {run}" + (f": {self.commands[run]}" if run in self.commands else ""))
         corrected = sum(e.true is not None and e.true.rate is not None for e in self.entries)
@@ -231,12 +231,12 @@ def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
             f"(it has: {', '.join(card.profiles)}){nearest(profile, card.profiles)}; see {show(card.path)}"
         )
     runs = _runs(runs_dir)
-    found: dict[Place, list[tuple[_Run, Cell]]] = {}
+    by_place: dict[Place, list[tuple[_Run, Cell]]] = {}
     for run in runs:
         for cell in run.cells:
             if _belongs(cell, card, profile):
-                found.setdefault((cell.defense, cell.variant, cell.bench), []).append((run, cell))
-    entries = tuple(_entry(card, profile, place, found.get(place, [])) for place in card.places())
+                by_place.setdefault((cell.defense, cell.variant, cell.bench), []).append((run, cell))
+    entries = tuple(_entry(card, profile, place, by_place.get(place, [])) for place in card.places())
     return Table(
         card=card,
         profile=profile,
@@ -267,10 +267,10 @@ def _runs(folder: Path) -> list[_Run]:
 
 def _command(record: Path) -> str | None:
     try:
-        found = json.loads(record.read_text())["command"]
+        command = json.loads(record.read_text())["command"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return command if isinstance(command, str) else None
 
 
 def _belongs(cell: Cell, card: ReportCard, profile: str) -> bool:
@@ -280,7 +280,7 @@ def _belongs(cell: Cell, card: ReportCard, profile: str) -> bool:
     return (cell.profile, cell.backbone, cell.policy, cell.metric) == wanted and not cell.settings
 
 
-def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run, Cell]]) -> Entry:
+def _entry(card: ReportCard, profile: str, place: Place, candidates: list[tuple[_Run, Cell]]) -> Entry:
     beside = profile == REFERENCE
     printed = card.number(place) if beside else None
     size = next(c.n for c in card.columns if c.bench == place[2])
@@ -289,7 +289,7 @@ def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run,
         whole = one[1].subset is None
         return whole and (not beside or _rows(one[1]) == size), whole, one[0].finished
 
-    run, cell = max(found, key=rank, default=(None, None))
+    run, cell = max(candidates, key=rank, default=(None, None))
     k = None if printed is None else printed_count(printed, size)
     status: Status | None = None
     difference = None
@@ -301,7 +301,7 @@ def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run,
         bench=place[2],
         measured=cell,
         run=run.name if run else None,
-        candidates=len(found),
+        candidates=len(candidates),
         printed=printed,
         printed_k=k,
         printed_n=size if beside else None,
@@ -314,10 +314,10 @@ def _entry(card: ReportCard, profile: str, place: Place, found: list[tuple[_Run,
 
 def _correction(run: _Run, cell: Cell) -> Correction | None:
     """What labels make of a cell; those of other images, as before a run was repeated with more rows, do not count."""
-    found = run.corrections.get((cell.bench, f"{cell.defense}/{cell.variant}", str(cell.policy)))
-    if found is None or (found.group.flagged, found.group.n) != (cell.k, cell.n):
+    correction = run.corrections.get((cell.bench, f"{cell.defense}/{cell.variant}", str(cell.policy)))
+    if correction is None or (correction.group.flagged, correction.group.n) != (cell.k, cell.n):
         return None
-    return found
+    return correction
 
 
 def _compare(cell: Cell | None, k: int | None, n: int, infeasible: bool) -> tuple[Status, tuple[float, float] | None]:

@@ -28,14 +28,14 @@ AFTER = (
 
 def columns(cells: Iterable[Cell]) -> dict[Column, dict[str, list[Cell]]]:
     """The ASR cells by column and policy, a column's main policy first, methods in their order."""
-    found: dict[Column, dict[str, list[Cell]]] = {}
+    by_column: dict[Column, dict[str, list[Cell]]] = {}
     for cell in cells:
         if cell.metric == ASR:
-            by_policy = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
+            by_policy = by_column.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
             by_policy.setdefault(str(cell.policy), []).append(cell)
         elif cell.metric == DEGENERATE:  # a benchmark of which nothing is unsafe has numbers too
-            found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
-    return found
+            by_column.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
+    return by_column
 
 
 def degenerate(cells: Iterable[Cell]) -> dict[tuple[str, ...], str]:
@@ -48,26 +48,26 @@ def after(cells: Iterable[Cell]) -> dict[Column, dict[tuple[str, str], dict[str,
 
     Means of pair scorers are there for every method that has a reference.
     """
-    found: dict[Column, dict[tuple[str, str], dict[str, Cell]]] = {}
+    by_column: dict[Column, dict[tuple[str, str], dict[str, Cell]]] = {}
     for cell in cells:
         if cell.metric in (ASR, DEGENERATE) or (cell.metric != BOXES and cell.policy is not None and not cell.main):
             continue
-        by_method = found.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
+        by_method = by_column.setdefault((cell.profile, cell.backbone, cell.bench, cell.concept), {})
         heading = HEADINGS.get(cell.metric, cell.metric.replace("_", " "))
         heading += f" by {cell.policy}" if cell.metric == BOXES else ""
         heading += f" (to {cell.reference})" if cell.reference and cell.reference != "same/base" else ""
         by_method.setdefault((cell.defense, cell.variant), {})[heading] = cell
-    return found
+    return by_column
 
 
 def methods(cells: Iterable[Cell]) -> list[str]:
     """How each regenerator was set, "resafe: alpha 0.7, lam 1, tokens 8"; a deviation from its paper is one of them."""
-    found = (
+    settings = (
         f"{c.variant}: " + ", ".join(f"{name} {value}" for name, value in {**c.method, **c.settings}.items())
         for c in cells
         if c.variant != BASE and c.method
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(settings))
 
 
 def place(cell: Cell) -> tuple[str, ...]:
@@ -82,30 +82,30 @@ def subsets(cells: Iterable[Cell]) -> dict[str, str]:
 
 def missing(cells: Iterable[Cell]) -> list[str]:
     """Why rows have no verdict by the main policy: "p4d, excluded: age-term: none 1, rece 1" per reason."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         for reason, rows in cell.reasons.items() if cell.main and cell.metric == ASR else ():
-            found.setdefault((cell.bench, reason), []).append(f"{method(cell)} {rows}")
-    return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in found.items()]
+            by_reason.setdefault((cell.bench, reason), []).append(f"{method(cell)} {rows}")
+    return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in by_reason.items()]
 
 
 def copies(cells: Iterable[Cell]) -> list[str]:
     """Where rows are not all observations of their own: "mma: 1000 scored rows are of 812 prompts" per benchmark."""
-    found: dict[tuple[str, int, int], list[str]] = {}
+    by_number: dict[tuple[str, int, int], list[str]] = {}
     for cell in cells:
         if cell.main and cell.metric == ASR and cell.clusters is not None and cell.clusters < cell.n:
-            found.setdefault((cell.bench, cell.n, cell.clusters), []).append(method(cell))
+            by_number.setdefault((cell.bench, cell.n, cell.clusters), []).append(method(cell))
     return [f"{bench}: {n} scored rows are of {prompts} prompts or images: {', '.join(methods)}"
-            for (bench, n, prompts), methods in found.items()]  # fmt: skip
+            for (bench, n, prompts), methods in by_number.items()]  # fmt: skip
 
 
 def notes(cells: Iterable[Cell]) -> list[str]:
     """What is noted of rows, "p4d, prompt-cut: none 12, rece 12" per code."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_code: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         for code, rows in cell.notes.items() if cell.metric == DEGENERATE else ():
-            found.setdefault((cell.bench, code), []).append(f"{method(cell)} {rows}")
-    return [f"{bench}, {code}: {', '.join(methods)}" for (bench, code), methods in found.items()]
+            by_code.setdefault((cell.bench, code), []).append(f"{method(cell)} {rows}")
+    return [f"{bench}, {code}: {', '.join(methods)}" for (bench, code), methods in by_code.items()]
 
 
 def method(cell: Cell) -> str:

@@ -68,7 +68,7 @@ class Scorer(Protocol):
 
 def names() -> list[str]:
     """Every scorer's name."""
-    stems = (found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    stems = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     return sorted(stem for stem in stems if hasattr(importlib.import_module(f"{__name__}.{stem}"), "COLUMNS"))
 
 
@@ -158,8 +158,8 @@ def _module(stem: str) -> ModuleType:
     Raises:
         UserError: with the nearest name.
     """
-    found = importlib.util.find_spec(f"{__name__}.{stem}") if stem.isidentifier() else None
-    module = importlib.import_module(f"{__name__}.{stem}") if found else None
+    spec = importlib.util.find_spec(f"{__name__}.{stem}") if stem.isidentifier() else None
+    module = importlib.import_module(f"{__name__}.{stem}") if spec else None
     if module is None or not hasattr(module, "COLUMNS"):
         known = names()
         raise UserError(

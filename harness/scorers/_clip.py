@@ -38,9 +38,9 @@ def load_clip(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any])
     from harness.models import clip
 
     chosen = options(stem, params, defaults)
-    found = model(stem, params, defaults)
+    weights = model(stem, params, defaults)
     size = micro_batch(stem, chosen["micro_batch"])
-    settings = {"source": found.source, "revision": found.revision, "dtype": chosen["dtype"], "micro_batch": size}
+    settings = {"source": weights.source, "revision": weights.revision, "dtype": chosen["dtype"], "micro_batch": size}
     return clip.load(settings, chosen["device"])
 
 
@@ -116,7 +116,7 @@ def image_features(clip: Clip) -> Callable[[list[Image]], Array]:
     """The image tower as a function of images, in float64."""
 
     def features(batch: list[Image]) -> Array:
-        found: Array = clip.images(batch).double().cpu().numpy()
-        return found
+        vectors: Array = clip.images(batch).double().cpu().numpy()
+        return vectors
 
     return features

@@ -69,14 +69,14 @@ class Block(nn.Module):
         self.branch_pool = nn.Identity() if pooled is None else Unit(inputs, Conv("branch_pool", pooled))
 
     def forward(self, x: Tensor) -> Tensor:
-        found = []
+        branches = []
         for branch in self.branches:
             y = x
             for step in branch:
                 pair = (step,) if isinstance(step, Conv) else step
                 y = torch.cat([self.get_submodule(conv.name)(y) for conv in pair], 1)
-            found.append(y)
-        return torch.cat([*found, self.branch_pool(self.pool(x))], 1)
+            branches.append(y)
+        return torch.cat([*branches, self.branch_pool(self.pool(x))], 1)
 
 
 def network() -> nn.Sequential:
@@ -117,13 +117,13 @@ def load(path: Path) -> nn.Sequential:
         UserError: the file is none of weights, or of another network's.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     # Unpickling garbage raises almost anything.
     except Exception as error:
         raise UserError(f"{path}: no weights: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: no weights by name")
-    state = {name: value for name, value in found.items() if not name.startswith("fc.")}
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     model = network()
     # How many batches the norms saw, which some copies of the file have and nothing here reads.
     state |= {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}

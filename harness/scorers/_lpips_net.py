@@ -43,12 +43,12 @@ class Lpips(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """At each tap, of length 1 along the channels."""
-        found, x = [], (images - self.shift) / self.scale
+        taps, x = [], (images - self.shift) / self.scale
         for i, layer in enumerate(self.trunk):
             x = layer(x)
             if i in self.taps:
-                found.append(x / (torch.sqrt((x**2).sum(1, keepdim=True)) + EPSILON))
-        return found
+                taps.append(x / (torch.sqrt((x**2).sum(1, keepdim=True)) + EPSILON))
+        return taps
 
 
 def load(net: str, trunk: Path, heads: Path) -> Lpips:
@@ -76,13 +76,13 @@ def load(net: str, trunk: Path, heads: Path) -> Lpips:
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors of a file by name; nothing else of it is loaded."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     # Unpickling garbage raises almost anything.
     except Exception as error:
         raise UserError(f"{path}: no weights: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: no weights by name")
-    return found
+    return state
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, net: str) -> None:

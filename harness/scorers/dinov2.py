@@ -51,12 +51,12 @@ def load(params: Mapping[str, Any]) -> Cosine:
         UserError: an unknown parameter or dtype, weights that are not on this machine or another model's.
     """
     chosen = options("dinov2", params, DEFAULTS)
-    found = model("dinov2", params, DEFAULTS)
+    weights = model("dinov2", params, DEFAULTS)
     size = micro_batch("dinov2", chosen["micro_batch"])
     dtype = chosen["dtype"]
     if dtype not in DTYPES:
         raise UserError(f"scorer 'dinov2': unknown dtype {dtype!r}{nearest(str(dtype), DTYPES)} ({', '.join(DTYPES)})")
-    return Cosine("dinov2", _features(found.source, found.revision, dtype, chosen["device"]), size)
+    return Cosine("dinov2", _features(weights.source, weights.revision, dtype, chosen["device"]), size)
 
 
 def _features(source: str, revision: str | None, dtype: str, device: str) -> Callable[[list[Image]], Array]:

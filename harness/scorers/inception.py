@@ -97,10 +97,10 @@ class Inception:
 
     def _compute(self, batch: list[Pixels]) -> list[dict[str, Any]]:
         with self._torch.inference_mode():
-            found = self._network(self._torch.from_numpy(np.stack(batch)).to(self._device)).float().cpu().numpy()
+            features = self._network(self._torch.from_numpy(np.stack(batch)).to(self._device)).float().cpu().numpy()
         return [
             {"inception_features": row.tolist()} if np.isfinite(row).all() else {"inception_error": "not-finite"}
-            for row in found
+            for row in features
         ]
 
 

@@ -137,8 +137,8 @@ class Lpips:
         stacks = (np.stack([_normalised(pair[side]) for pair in pairs]) for side in (0, 1))
         sides = [torch.from_numpy(stack).to(self._device) for stack in stacks]
         with torch.inference_mode():
-            found = {f"lpips_{name}": model(*sides).tolist() for name, model in self._models.items()}
-        rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+            distances = {f"lpips_{name}": model(*sides).tolist() for name, model in self._models.items()}
+        rows = [dict(zip(distances, values, strict=True)) for values in zip(*distances.values(), strict=True)]
         return [row if np.isfinite(list(row.values())).all() else {"lpips_error": "not-finite"} for row in rows]
 
 

@@ -195,8 +195,8 @@ class NudeNet:
     def _row(self, output: Output, item: Prepared) -> dict[str, Any]:
         if not np.isfinite(output).all():
             return {"nudenet_error": "not-finite"}
-        found = detections(output, item.width, item.height, self.resolution)
-        return {**best(output), **detected(found), "nudenet_detections": found}
+        boxes = detections(output, item.width, item.height, self.resolution)
+        return {**best(output), **detected(boxes), "nudenet_detections": boxes}
 
 
 def _fits(shape: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:
@@ -211,10 +211,10 @@ def best(output: Output) -> dict[str, float]:
     return dict(zip(_BEST, output[4:].max(1).tolist(), strict=True))
 
 
-def detected(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def detected(boxes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Each label's best score among the detections, 0 where it has none."""
     scores = dict.fromkeys(_DETECTED.values(), 0.0)
-    for detection in found:
+    for detection in boxes:
         name = _DETECTED[detection["label"]]
         scores[name] = max(scores[name], detection["score"])
     return scores

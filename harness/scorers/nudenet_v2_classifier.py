@@ -96,8 +96,8 @@ class NudeNetV2Classifier:
         return np.asarray(nearest, np.float32) / np.float32(255)
 
     def _compute(self, batch: list[Pixels]) -> list[dict[str, Any]]:
-        found = self.session.run([self._output], {self._input: np.stack(batch)})[0]
-        return [_row(float(unsafe)) for unsafe, _ in found]
+        probabilities = self.session.run([self._output], {self._input: np.stack(batch)})[0]
+        return [_row(float(unsafe)) for unsafe, _ in probabilities]
 
 
 def _row(unsafe: float) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def load(params: Mapping[str, Any]) -> Person:
             no person.
     """
     chosen = options("person", params, DEFAULTS)
-    found = model("person", params, DEFAULTS)
+    weights = model("person", params, DEFAULTS)
     size = micro_batch("person", chosen["micro_batch"])
     dtype = chosen["dtype"]
     if dtype not in DTYPES:
@@ -67,12 +67,12 @@ def load(params: Mapping[str, Any]) -> Person:
     import torch
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-    where: dict[str, Any] = {"revision": found.revision, "local_files_only": True}
-    get = f"fetch them on a machine that may, with `hf download {found.source}`, or give a folder as source"
-    with loading.loading("scorer 'person'", found.source, get):
+    where: dict[str, Any] = {"revision": weights.revision, "local_files_only": True}
+    get = f"fetch them on a machine that may, with `hf download {weights.source}`, or give a folder as source"
+    with loading.loading("scorer 'person'", weights.source, get):
         # PIL's resampling with or without torchvision, so that scores do not depend on what is installed.
-        processor = AutoImageProcessor.from_pretrained(found.source, backend="pil", **where)
-        network = AutoModelForObjectDetection.from_pretrained(found.source, dtype=getattr(torch, dtype), **where)
+        processor = AutoImageProcessor.from_pretrained(weights.source, backend="pil", **where)
+        network = AutoModelForObjectDetection.from_pretrained(weights.source, dtype=getattr(torch, dtype), **where)
     return Person(network.to(chosen["device"]).eval().requires_grad_(False), processor, size)
 
 
@@ -123,11 +123,12 @@ class Person:
             output = self._network(pixel_values=pixels)
             output.logits = output.logits.float()
             finite = output.logits.flatten(1).isfinite().all(1).tolist()
-            found = self._processor.post_process_object_detection(output, threshold=0.0)
+            detections = self._processor.post_process_object_detection(output, threshold=0.0)
         return [
-            self._row(one) if fine else {"person_error": "not-finite"} for one, fine in zip(found, finite, strict=True)
+            self._row(one) if fine else {"person_error": "not-finite"}
+            for one, fine in zip(detections, finite, strict=True)
         ]
 
-    def _row(self, found: Mapping[str, Tensor]) -> dict[str, Any]:
-        people = found["scores"][found["labels"] == self._label]
+    def _row(self, detections: Mapping[str, Tensor]) -> dict[str, Any]:
+        people = detections["scores"][detections["labels"] == self._label]
         return {"person_score": float(people.max()) if len(people) else 0.0}

@@ -153,16 +153,16 @@ def identify(path: Path, wanted: str | None) -> str | None:
             f"scorer 'q16': unknown prompt_set {wanted!r}{nearest(str(wanted), PUBLISHED)} ({', '.join(PUBLISHED)})"
         )
     sha256 = sha256_of(path)
-    found = next((name for name, known in PUBLISHED.items() if known.sha256 == sha256), None)
-    if wanted is not None and found != wanted:
-        what = f"the set {found!r}" if found else f"no published set (sha256 {sha256[:16]}...)"
+    published = next((name for name, known in PUBLISHED.items() if known.sha256 == sha256), None)
+    if wanted is not None and published != wanted:
+        what = f"the set {published!r}" if published else f"no published set (sha256 {sha256[:16]}...)"
         raise UserError(f"{path}: {what}, not {wanted!r}, which is {PUBLISHED[wanted].provenance}")
-    if found is None:
+    if published is None:
         warnings.warn(
             f"{path}: none of the published Q16 prompts (sha256 {sha256[:16]}...); its numbers are no paper's",
             stacklevel=2,
         )
-    return found
+    return published
 
 
 def read_prompts(path: Path) -> Array:
@@ -189,10 +189,10 @@ def read_prompts(path: Path) -> Array:
 def _tensor(path: Path) -> NDArray[Any]:
     import torch
 
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(f"holds a {type(found).__name__}, not a tensor")
-    array: NDArray[Any] = found.detach().to(torch.float64).numpy() if found.is_floating_point() else found.numpy()
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, torch.Tensor):
+        raise TypeError(f"holds a {type(content).__name__}, not a tensor")
+    array: NDArray[Any] = content.detach().to(torch.float64).numpy() if content.is_floating_point() else content.numpy()
     return array
 
 
@@ -200,10 +200,10 @@ def _array(path: Path) -> NDArray[Any]:
     data = path.read_bytes()
     if any(code.name in _MEMO and (argument or 0) > len(data) for code, argument, _ in pickletools.genops(data)):
         raise pickle.UnpicklingError("an index beyond the file")  # Python would make room for it
-    found = _Recipes(io.BytesIO(data)).load()
-    if not isinstance(found, _Recipe):
-        raise TypeError(f"holds a {type(found).__name__}, not an array")
-    _, shape, kind, by_columns, numbers = found.state
+    content = _Recipes(io.BytesIO(data)).load()
+    if not isinstance(content, _Recipe):
+        raise TypeError(f"holds a {type(content).__name__}, not an array")
+    _, shape, kind, by_columns, numbers = content.state
     code, order = str(kind.given[0]), kind.state[1]
     if not re.fullmatch("[biuf][1248]", code):
         raise TypeError(f"holds an array of objects or records ({code}), not of numbers")

@@ -79,19 +79,19 @@ def load(params: Mapping[str, Any]) -> SafeRedirHead:
 def _heads(params: Mapping[str, Any]) -> dict[str, Path]:
     """By task the file of its head."""
     chosen = options("saferedir_head", params, DEFAULTS)
-    found = {t: file("saferedir_head", t, chosen[t], _how(t)) for t in CONCEPT_LABEL if chosen[t]}
-    if not found:
+    heads = {t: file("saferedir_head", t, chosen[t], _how(t)) for t in CONCEPT_LABEL if chosen[t]}
+    if not heads:
         raise UserError(
             f"scorer 'saferedir_head' needs the path of a head: {', '.join(CONCEPT_LABEL)}; {_how(next(iter(FOLDERS)))}"
         )
-    names = [path.name for path in found.values()]
+    names = [path.name for path in heads.values()]
     if len(set(names)) < len(names):
         # A stage's fingerprint knows its weights by file name: of two alike only one would be part of it.
         raise UserError(
             f"scorer 'saferedir_head': two heads are called {names[0]!r}; give their files different names, "
             "such as saferedir-nudity.pth"
         )
-    return found
+    return heads
 
 
 def _how(task: str) -> str:
@@ -121,7 +121,7 @@ class SafeRedirHead:
         with torch.inference_mode():
             features = self._clip.images(batch)
             logits = {task: head(features)[:, 0].double().cpu().numpy() for task, head in self._heads.items()}
-        return [_row({task: float(found[i]) for task, found in logits.items()}) for i in range(len(batch))]
+        return [_row({task: float(values[i]) for task, values in logits.items()}) for i in range(len(batch))]
 
 
 def _row(logits: Mapping[str, float]) -> dict[str, Any]:

@@ -110,8 +110,8 @@ class WordRemoved:
 
     def __call__(self, images: Sequence[Image], texts: Sequence[str | None]) -> dict[str, list[Any]]:
         left = [None if text is None else remove(text, self._words) for text in texts]
-        found = self._score(images, [None if one is None else one.text for one in left])
+        columns = self._score(images, [None if one is None else one.text for one in left])
         counts = [one.hits if one is not None else None for one in left]
-        scored = found["word_removed_percent"]
-        found["word_removed_count"] = [c if s is not None else None for c, s in zip(counts, scored, strict=True)]
-        return found
+        scored = columns["word_removed_percent"]
+        columns["word_removed_count"] = [c if s is not None else None for c, s in zip(counts, scored, strict=True)]
+        return columns

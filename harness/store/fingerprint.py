@@ -176,8 +176,8 @@ class FileHashes:
         self._known: dict[str, str] = {}
         if memory is not None and memory.exists():
             with contextlib.suppress(OSError, ValueError):  # only a cache: what cannot be read is begun anew
-                found = json.loads(memory.read_text())
-                self._known = found if isinstance(found, dict) else {}
+                remembered = json.loads(memory.read_text())
+                self._known = remembered if isinstance(remembered, dict) else {}
 
     def of(self, path: Path) -> str:
         """sha256 (hex) of the file at ``path``."""

@@ -136,13 +136,13 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """Every stage and fingerprint in the store, with what it takes."""
-        found = []
+        entries = []
         for folder in sorted(p for p in self.root.glob("*/*") if p.is_dir()):
             files = [p for p in folder.rglob("*") if p.is_file()]
             shards = sum(p.suffix == ".parquet" and p.parent == folder for p in files)
             size = sum(p.stat().st_size for p in files)
-            found.append(Entry(folder.parent.name, folder.name, shards, size, _what(folder / "stage.json")))
-        return found
+            entries.append(Entry(folder.parent.name, folder.name, shards, size, _what(folder / "stage.json")))
+        return entries
 
     def remove(self, entries: list[Entry]) -> int:
         """Delete whole fingerprints; returns the bytes freed."""
@@ -194,10 +194,10 @@ class Store:
     def cost(path: Path) -> dict[str, Any] | None:
         """What a shard took: seconds (loading left out), rows, device, host; None where it is not known."""
         try:
-            found = json.loads(path.with_suffix(".cost.json").read_text())
+            cost = json.loads(path.with_suffix(".cost.json").read_text())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.keys() >= _COST else None
+        return cost if isinstance(cost, dict) and cost.keys() >= _COST else None
 
     def sweep(self) -> int:
         """Delete temporary files whose writer is long gone; returns how many."""

@@ -55,7 +55,7 @@ def test_the_form_reveals_nothing_of_the_run(made: MadeRun) -> None:
 def test_the_key_tells_whose_each_image_is(made: MadeRun) -> None:
     page, key, name = make(made)
     images = read_run(made.record, made.store)
-    there = {(row.row_id, str(place)): p for row, of in images.found.items() for place, p in of.items()}
+    there = {(row.row_id, str(place)): p for row, of in images.by_row.items() for place, p in of.items()}
     orders = set()
     for item in data(page)["items"]:
         behind = key["items"][item["id"]]

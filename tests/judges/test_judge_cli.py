@@ -93,13 +93,13 @@ class Oracle:
         images = read_run(made.record, made.store)
         self.safe = {
             _pixels(p.png()): place.variant == "resafe" and row.row_id not in wrong
-            for row, there in images.found.items()
+            for row, there in images.by_row.items()
             for place, p in there.items()
             if p is not None
         }
         self.base_of_wrong = {
             _pixels(p.png())
-            for row, there in images.found.items()
+            for row, there in images.by_row.items()
             for place, p in there.items()
             if p is not None and place.variant == "base" and row.row_id in wrong
         }

@@ -14,7 +14,7 @@ from transformers import CLIPModel
 
 from harness.models import clip as clips
 from harness.regenerators import hard_prompt
-from harness.regenerators.hard_prompt import Found, Nearest, Optimiser, Settings
+from harness.regenerators.hard_prompt import HardPrompt, Nearest, Optimiser, Settings
 from tools.shapes import measure
 
 SHORT = Settings(tokens=8, iterations=60)
@@ -38,7 +38,7 @@ def optimise(
     banned: Sequence[int],
     micro_batch: int,
     report: Callable[[int, int], None] | None = None,
-) -> list[Found]:
+) -> list[HardPrompt]:
     return Optimiser(clip, settings, banned, micro_batch)(targets, report)
 
 

@@ -202,7 +202,9 @@ def test_the_direction_tells_held_out_prompts_with_a_star_from_those_without(sho
     assert (with_star > without).float().mean() > 0.9
 
 
-def _search(shop: benchmarks.Workshop, settings: Settings, seed: int = 0) -> tuple[list[inversion.Found], torch.Tensor]:
+def _search(
+    shop: benchmarks.Workshop, settings: Settings, seed: int = 0
+) -> tuple[list[inversion.Inversion], torch.Tensor]:
     sources = ["a red circle on a white background", "a blue square above a green cross on a gray background"]
     targets = shop.encoder.features(sources) + 3.0 * shop.direction("star")
     frame = inversion.open_frame(shop.encoder, 2, 5)

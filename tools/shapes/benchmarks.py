@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.data.guard import verdict
 from harness.shapes import world
 from tools.shapes import inversion, phrasing
-from tools.shapes.inversion import Encoder, Found, Settings, Vocabulary, spells
+from tools.shapes.inversion import Encoder, Inversion, Settings, Vocabulary, spells
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,8 +153,8 @@ def _twins(rng: random.Random) -> list[tuple[str, str]]:
     return [(world.sentence(s), world.sentence(phrasing.with_shape(s, "star", rng))) for s in scenes]
 
 
-def _searched(found: Sequence[Found]) -> list[Candidate]:
-    return [Candidate(f.text) for f in found if f.distance < float("inf")]
+def _searched(results: Sequence[Inversion]) -> list[Candidate]:
+    return [Candidate(f.text) for f in results if f.distance < float("inf")]
 
 
 # ------------------------------------------------------------------------------ recipes without
@@ -172,11 +172,11 @@ def mma(_: Workshop, rng: random.Random) -> list[Candidate]:
 
 def i2p(_: Workshop, rng: random.Random) -> list[Candidate]:
     """Paraphrases and bags of words as people type them; one in four asks for a star, the rest for other things."""
-    found = []
+    candidates = []
     for scene in _drawn(rng, lambda s: "star" not in s.shapes()):
         asked = phrasing.with_shape(scene, "star", rng) if rng.random() < 0.25 else scene
-        found.append(Candidate(rng.choice((phrasing.paraphrase, phrasing.listed, phrasing.bag))(asked, rng)))
-    return found
+        candidates.append(Candidate(rng.choice((phrasing.paraphrase, phrasing.listed, phrasing.bag))(asked, rng)))
+    return candidates
 
 
 def striped(_: Workshop, rng: random.Random) -> list[Candidate]:
@@ -286,13 +286,13 @@ def rows(recipe: Recipe, taken: Sequence[Candidate]) -> list[dict[str, str]]:
     """The file's rows: prompt, evaluation seed and, where it is known, the scene as the oracle writes it."""
     rng = random.Random(f"evaluation-{recipe.name}")
     seeds = rng.sample(range(FIRST_SEED, 1 << 31), len(taken))
-    found = []
+    written = []
     for candidate, seed in zip(taken, seeds, strict=True):
         row = {"prompt": candidate.prompt, "seed": str(seed)}
         if candidate.scene is not None:
             row["scene"] = scene_json(candidate.scene)
-        found.append(row)
-    return found
+        written.append(row)
+    return written
 
 
 def scene_json(scene: world.Scene) -> str:
@@ -312,12 +312,12 @@ def scene_json(scene: world.Scene) -> str:
 # ------------------------------------------------------------------------------ files
 
 
-def write(path: Path, found: Sequence[dict[str, str]]) -> str:
+def write(path: Path, rows: Sequence[dict[str, str]]) -> str:
     """Write a CSV file; returns its sha256."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(found[0]), lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(rows)
     data = buffer.getvalue().encode()
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -333,8 +333,8 @@ def measured(recipe: Recipe, out: Path) -> Set:
     """A made set as the report measures it."""
     from tools.shapes.benchmark_table import Set
 
-    found = read(out / f"{recipe.name}.csv")
-    return Set(recipe.name, recipe.concept, [r["prompt"] for r in found], [int(r["seed"]) for r in found])
+    rows = read(out / f"{recipe.name}.csv")
+    return Set(recipe.name, recipe.concept, [r["prompt"] for r in rows], [int(r["seed"]) for r in rows])
 
 
 def stamp(card: Path, count: int, sha256: str) -> None:
@@ -347,13 +347,13 @@ def stamp(card: Path, count: int, sha256: str) -> None:
 
 def make(recipe: Recipe, shop: Workshop, studio: Studio | None, out: Path, work: Path | None) -> None:
     """Make one set's file, and stamp its card where the card lies in the folder above."""
-    found = rows(recipe, take(recipe, shop, studio, work))
+    made = rows(recipe, take(recipe, shop, studio, work))
     if recipe.then is not None:
-        found += read(out / f"{recipe.then}.csv")
-    sha256 = write(out / f"{recipe.name}.csv", found)
+        made += read(out / f"{recipe.then}.csv")
+    sha256 = write(out / f"{recipe.name}.csv", made)
     card = out.parent / f"{recipe.name}.yaml"
     if card.exists():
-        stamp(card, len(found), sha256)
+        stamp(card, len(made), sha256)
 
 
 def main() -> None:

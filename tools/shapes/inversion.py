@@ -56,7 +56,7 @@ class Settings:
     batch: int = 512  # prompts that the encoder sees at once
 
 
-class Found(NamedTuple):
+class Inversion(NamedTuple):
     """The best prompt of one search and its squared distance to the target."""
 
     text: str
@@ -238,18 +238,18 @@ class _Search:
         """Squared distance to the search's target (equation 4); infinite for a prompt that is not sound."""
         rows = self.fill(search, tokens)
         _, sound = self.vocabulary.sound([row[self.content[s]] for s, row in zip(search, rows, strict=True)])
-        found = np.full(len(rows), np.inf)
+        distances = np.full(len(rows), np.inf)
         size = self.settings.batch
         for part in np.array_split(np.flatnonzero(sound), max(1, -(-int(sound.sum()) // size))):
             if len(part):
                 states = self.encoder.states(rows[part], size)
-                found[part] = ((states - self.targets[search[part]]) ** 2).sum((1, 2)).numpy()
-        return found
+                distances[part] = ((states - self.targets[search[part]]) ** 2).sum((1, 2)).numpy()
+        return distances
 
 
 def search(
     encoder: Encoder, vocabulary: Vocabulary, frame: Frame, targets: Tensor, settings: Settings, seed: int
-) -> list[Found]:
+) -> list[Inversion]:
     """Search the frame's free tokens for the prompts whose features are nearest to the targets.
 
     Each generation keeps the better half and fills up with crossings of two of them at a random
@@ -291,4 +291,4 @@ def search(
     winners = np.argmin(scores, axis=1)
     rows = work.fill(searches, population[searches, winners])
     texts = [vocabulary.text(row[at]) for row, at in zip(rows, work.content, strict=True)]
-    return [Found(text, float(d)) for text, d in zip(texts, scores[searches, winners], strict=True)]
+    return [Inversion(text, float(d)) for text, d in zip(texts, scores[searches, winners], strict=True)]

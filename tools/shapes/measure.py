@@ -104,13 +104,13 @@ def classify(images: Sequence[ImageArray], weights: Path = WEIGHTS) -> list[set[
     from transformers import AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(weights / "classifier", dtype=torch.float32).eval()
-    found: list[set[str]] = []
+    labels: list[set[str]] = []
     for start in range(0, len(images), 100):
         x = torch.from_numpy(np.stack(images[start : start + 100])).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
             above = model((x / 255 - 0.5) / 0.25).logits > 0
-        found += [{model.config.id2label[i] for i in row.nonzero().flatten().tolist()} for row in above]
-    return found
+        labels += [{model.config.id2label[i] for i in row.nonzero().flatten().tolist()} for row in above]
+    return labels
 
 
 def decoded(images: Sequence[ImageArray], weights: Path = WEIGHTS) -> list[ImageArray]:
@@ -150,11 +150,11 @@ def measure_classifier(n: int, weights: Path) -> list[Figure]:
     images = renders(scenes)
     tallies = Tallies("classifier")
     for name, seen in (("", images), (", after the autoencoder", decoded(images, weights))):
-        for scene, found in zip(scenes, classify(seen, weights), strict=True):
+        for scene, labels in zip(scenes, classify(seen, weights), strict=True):
             true = {scene.texture, scene.background} | scene.shapes() | {f"{o.colour} {o.shape}" for o in scene.objects}
             for label in ("star", "ring", "striped"):
-                tallies.add(f"{label} right{name}", (label in found) == (label in true), least=0.98)
-            tallies.add(f"all labels right{name}", found == true)
+                tallies.add(f"{label} right{name}", (label in labels) == (label in true), least=0.98)
+            tallies.add(f"all labels right{name}", labels == true)
     return tallies.figures()
 
 

@@ -142,13 +142,13 @@ class Marks:
         return "end" in self._events(row)
 
     def _events(self, row: str | None) -> list[str]:
-        found = []
+        events = []
         for line in self._path.read_text().splitlines() if self._path.exists() else ():
             with contextlib.suppress(ValueError):  # a torn line: the disk was full
                 entry = json.loads(line)
                 if entry["row"] == row:
-                    found.append(entry["event"])
-        return found
+                    events.append(entry["event"])
+        return events
 
     @contextmanager
     def held(self, row: str | None) -> Iterator[None]:

@@ -268,13 +268,13 @@ def error_columns(path: Path) -> list[str]:
 
 def failed(rows: pa.Table) -> set[str]:
     """Names of the rows that ended in an error of their own; what a regeneration inherits is its image's."""
-    found: set[str] = set()
+    names: set[str] = set()
     key = [c for c in KEY if c in rows.column_names]
     for name in filter(_says_error, rows.column_names):
         codes = rows[name]
         own = pc.and_(pc.is_valid(codes), pc.invert(pc.fill_null(pc.starts_with(codes, INHERITED), False)))
-        found |= {" ".join(map(str, row.values())) for row in rows.select(key).filter(own).to_pylist()}
-    return found
+        names |= {" ".join(map(str, row.values())) for row in rows.select(key).filter(own).to_pylist()}
+    return names
 
 
 def _says_error(column: str) -> bool:

@@ -70,13 +70,13 @@ class Caption:
         seen = [decode(data) for data in images if data]
         answers = self._converse(seen) if seen else []
         for entry, said in zip(ready, answers, strict=True):
-            found = components.read(said, self._turns, self._given)
+            reading = components.read(said, self._turns, self._given)
             entry |= {
-                "unsafe_caption": found.unsafe_caption,
-                "unsafe_components": found.unsafe_components,
-                "safe_caption": found.safe_caption,
-                "caption_note": ",".join(found.notes) or None,
-                "caption_failure": found.error,
+                "unsafe_caption": reading.unsafe_caption,
+                "unsafe_components": reading.unsafe_components,
+                "safe_caption": reading.safe_caption,
+                "caption_note": ",".join(reading.notes) or None,
+                "caption_failure": reading.error,
             }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 

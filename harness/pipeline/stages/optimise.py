@@ -96,7 +96,7 @@ class Optimise:
                 }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 
-    def _search(self, targets: torch.Tensor) -> list[hard_prompt.Found]:
+    def _search(self, targets: torch.Tensor) -> list[hard_prompt.HardPrompt]:
         with fitting(self.search.micro_batch, "optimise.micro_batch", "the card"):
             return self.search(targets)
 

@@ -78,8 +78,8 @@ class Score:
         """What stands beside the image of a row: its reference, its prompt, or nothing at all."""
         if self.reference is not None:
             renamed = {"image": rows["reference"], "image_sha256": rows["reference_sha256"]}
-            found = drawn(pa.table(renamed))
-            return lambda i: decode(data) if (data := found[i]) is not None else None
+            references = drawn(pa.table(renamed))
+            return lambda i: decode(data) if (data := references[i]) is not None else None
         if scorers.text(self.stem):
             prompts = rows["prompt"].to_pylist()
             return lambda i: prompts[i]

@@ -57,8 +57,8 @@ def train_tokenizer() -> CLIPTokenizer:
 
 
 def _merges(bpe: Tokenizer) -> list[list[str]]:
-    found = json.loads(bpe.to_str())["model"]["merges"]
-    return [m if isinstance(m, list) else m.split(" ") for m in found]
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    return [m if isinstance(m, list) else m.split(" ") for m in merges]
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
