@@ -12,8 +12,11 @@ import typer
 from harness.cli import options, running
 
 if TYPE_CHECKING:
+    from harness.pipeline.evaluate import Finished
     from harness.pipeline.plan import Plan
-    from harness.pipeline.request import Request
+    from harness.pipeline.request import Places, Request
+
+_NAMED = 20  # images that were not written, in a line
 
 Concept = Annotated[
     str | None, typer.Option("--concept", help="With --images: what is looked for in them, and removed: nudity, ...")
@@ -175,8 +178,12 @@ def regen(
     verbose: running.Verbose = False,
     json: options.Json = False,
 ) -> None:
-    """Make safer images from images that were not drawn here, and score both."""
+    """Make safer images from images that were not drawn here, and score both.
+
+    A file that cannot be read fails by itself: it is named, and all others are made and saved.
+    """
     from harness.pipeline.request import Request
+    from harness.store.files import require_writable
 
     request = Request(
         defenses=(),
@@ -192,9 +199,22 @@ def regen(
     places = options.places(store, out, data, cards)
     machine = running.Machine(num_gpus, gpu_memory, workers, executor, address)
     manner = running.Manner(max_errors, json, quiet=quiet, verbose=verbose)
-    finished = running.run(request, places, machine, manner)
     if save is not None:
-        from harness.pipeline.results import save_images
+        require_writable(save, "--save", folder=True)
 
-        count = save_images(finished.plan, places, save)
-        print(f"{count} images written to {save}", file=sys.stderr)
+    def write_images(finished: Finished) -> None:
+        if save is not None:
+            _save(finished, places, save)
+
+    running.run(request, places, machine, manner, write_images)
+
+
+def _save(finished: Finished, places: Places, folder: Path) -> None:
+    """Write the new images, and name those that there are none of."""
+    from harness.pipeline.results import save_images
+
+    count, lacking = save_images(finished.plan, places, folder)
+    print(f"{count} images written to {folder}", file=sys.stderr)
+    if lacking:
+        shown = ", ".join(lacking[:_NAMED]) + (f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else "")
+        print(f"harness: not written, since it failed or is excluded: {shown}", file=sys.stderr)

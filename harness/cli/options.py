@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,4 +63,9 @@ def split(text: str) -> tuple[str, ...]:
 
 def emit(value: Any) -> None:
     """One JSON object on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # what cannot be written as it is would be lost: in JSON everything can be escaped
+        text = json.dumps(value)
+    typer.echo(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -106,7 +108,13 @@ def gpus(machine: Machine) -> tuple[int, float | None]:
     return number, there.gpu_memory_gb if number and machine.gpu_memory is None else machine.gpu_memory
 
 
-def run(request: Request, places: Places, machine: Machine, manner: Manner) -> Finished:
+def run(
+    request: Request,
+    places: Places,
+    machine: Machine,
+    manner: Manner,
+    then: Callable[[Finished], None] = lambda finished: None,
+) -> Finished:
     """Evaluate and print; leaves with the exit code that says how it went unless that is 0.
 
     Args:
@@ -114,12 +122,13 @@ def run(request: Request, places: Places, machine: Machine, manner: Manner) -> F
         places: its folders.
         machine: with what to compute.
         manner: how.
+        then: called with a run that has its numbers, also where too many of its rows failed.
     """
     from harness.cli.progress import Display
     from harness.pipeline.evaluate import Budget, evaluate
 
     budget = Budget.parse(manner.max_errors)
-    command = shlex.join(["harness", *sys.argv[1:]])
+    command = " ".join(["harness", *map(_quoted, sys.argv[1:])])
     with Display(quiet=manner.quiet, verbose=manner.verbose) as display:
         finished = evaluate(request, places, resources(machine), budget, display, command)
     if not finished.cells:
@@ -131,6 +140,7 @@ def run(request: Request, places: Places, machine: Machine, manner: Manner) -> F
         from harness.report import terminal
 
         terminal.show(finished.cells, finished.plan.policies, finished.paths)
+    then(finished)
     if manner.discard:
         _discard(finished.plan, places)
     if budget.exceeded(finished.errors, finished.rows):
@@ -140,6 +150,16 @@ def run(request: Request, places: Places, machine: Machine, manner: Manner) -> F
         )
         raise typer.Exit(3)
     return finished
+
+
+def _quoted(word: str) -> str:
+    """A word of a command as a shell takes it; bytes that are no UTF-8, as in a file's name, are escaped."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        escaped = os.fsencode(word).decode("utf-8", "backslashreplace") if "\\" not in word and "'" not in word else ""
+        return f"$'{escaped}'" if escaped else shlex.quote(word.encode(errors="replace").decode())
+    return shlex.quote(word)
 
 
 def _discard(plan: Plan, places: Places) -> None:

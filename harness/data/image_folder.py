@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,7 @@ class ImageFile(NamedTuple):
     source: str
     name: str
     sha256: str
+    opens: bool  # as an image, by its header; one that does not fails by itself where others do
     prompt: str = ""
     seed: int = SEED
 
@@ -66,7 +68,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
         canvas: the backbone whose size and guidance a regeneration is drawn with.
 
     Raises:
-        UserError: no such path, nothing in it, what cannot be read, or a column or a name that cannot be used.
+        UserError: no such path, no image in it, what cannot be read, or a column or a name that cannot be used.
     """
     if path.is_dir():
         list_images = _folder
@@ -85,6 +87,11 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise UserError(f"--images {show(path)}: two images are called {twice!r}")
+    if not any(image.opens for image in found):
+        raise UserError(
+            f"--images {show(path)}: holds no image that can be read: {len(found)} tried, the first "
+            f"{_text(found[0].source)}{_told(left_out)}"
+        )
     bench = _bench(path)
     rows: list[dict[str, Any]] = [
         {
@@ -101,6 +108,18 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
 
 def _told(left_out: Counter[str]) -> str:
     return f" (left out: {', '.join(f'{reason} {n}' for reason, n in sorted(left_out.items()))})" if left_out else ""
+
+
+def original_name(name: str, source: str) -> str:
+    """The name of a file as its own file system has it, from its name in a row, where bad bytes are escaped.
+
+    Args:
+        name: of a row, as ``read`` makes it.
+        source: of the same row.
+    """
+    if not source.startswith(_ESCAPED):
+        return name
+    return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), name.encode()))
 
 
 def load(source: str) -> bytes:
@@ -158,7 +177,7 @@ def _group(path: str, changed: int, group: int) -> pa.ChunkedArray:
 
 def _bench(path: Path) -> str:
     """What the images are called as a set: the folder's or the file's name."""
-    return f"images-{path.resolve().name if path.is_dir() else path.resolve().stem}"
+    return f"images-{_text(path.resolve().name if path.is_dir() else path.resolve().stem)}"
 
 
 def _folder(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
@@ -171,12 +190,12 @@ def _folder(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
         if not file.is_file() and not (known and file.is_symlink()):  # a link to nothing is an image that is missing
             left_out[NO_IMAGE] += 1
             continue
-        data = file.read_bytes()
+        data = _there(file)
         kind = known or _identified(data)
         if kind is None or kind not in _whole():
             left_out[NO_IMAGE if kind is None else UNREAD] += 1
             continue
-        yield ImageFile(_source(file), _name(relative.as_posix()), hashlib.sha256(data).hexdigest())
+        yield ImageFile(_source(file), _text(relative.as_posix()), hashlib.sha256(data).hexdigest(), _opens(data))
 
 
 def _files(path: Path, left_out: Counter[str]) -> Iterator[Path]:
@@ -227,12 +246,12 @@ def _identified(data: bytes) -> str | None:
 
     _formats()
     for kind, (_, accept) in Image.OPEN.items():
-        if accept is not None and data and accept(data[:16]) is True:
-            try:
+        try:
+            if accept is not None and data and accept(data[:16]) is True:
                 with Image.open(io.BytesIO(data), formats=[kind]) as image:
                     return image.format
-            except Exception:  # a broken file makes decoders raise almost anything
-                continue
+        except Exception:  # a broken or a short file makes decoders raise almost anything
+            continue
     return None
 
 
@@ -245,8 +264,19 @@ def _source(file: Path) -> str:
         return _ESCAPED + quote_from_bytes(path)
 
 
-def _name(text: str) -> str:
-    """A file's name as text, with bytes that are no UTF-8 escaped."""
+def _opens(data: bytes) -> bool:
+    """Whether a file begins as an image."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)):
+            return True
+    except Exception:  # a broken file makes decoders raise almost anything
+        return False
+
+
+def _text(text: str) -> str:
+    """A file's name or path as text, with bytes that are no UTF-8 escaped."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
@@ -274,7 +304,7 @@ def _parquet(path: Path, left_out: Counter[str]) -> Iterator[ImageFile]:
             data = _bytes(row["image"]) if elsewhere is None else _there(elsewhere)
             source = f"{path.resolve()}#{i}" if elsewhere is None else _source(elsewhere)
             digest = hashlib.sha256(data).hexdigest()
-            yield ImageFile(source, name, digest, prompt or "", SEED if seed is None else seed)
+            yield ImageFile(source, name, digest, _opens(data), prompt or "", SEED if seed is None else seed)
 
 
 def _has_image(kind: pa.StructType) -> bool:

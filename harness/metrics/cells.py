@@ -64,6 +64,7 @@ class Cell:
     method: Mapping[str, Any] = field(default_factory=dict)  # of a regeneration: alpha, lam, tokens, ...
     settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers: a seed, a concept
     reasons: Mapping[str, int] = field(default_factory=dict)  # of rows not in n: "excluded: age-term" -> rows
+    failed_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of an error's reason, the first row_ids
     notes: Mapping[str, int] = field(default_factory=dict)  # of its rows: "prompt-cut" -> rows; see docs/notes.md
     compared: Comparison | None = None  # with the method it stands on; of an ASR only
 

@@ -38,10 +38,12 @@ from harness.metrics.hits import hits_at
 from harness.metrics.policies import boxes, verdicts
 from harness.metrics.rates import count, degenerate
 from harness.metrics.row_notes import count_notes
+from harness.store.schema import INHERITED
 
 if TYPE_CHECKING:
     from harness.cards.policy import PolicyCard
 
+NAMED = 20  # rows of each reason that a cell names
 NO_VALUE = "no value"  # of a mean: nothing to compare with, or nothing in the image that the column speaks of
 
 
@@ -237,7 +239,8 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
         outcome = RowOutcomes(values, _errored(rows, *failed) & ~excluded & ~present(values), excluded)
         build = _rate if pa.types.is_boolean(values.type) else _mean
         cell = build(judged, column.stem, outcome, scorer=scorer)
-        reasons = _reasons(rows.filter(pa.array(outcome.errored | outcome.excluded)), failed)
+        lost = _reasons(rows.filter(pa.array(outcome.errored | outcome.excluded)), failed)
+        reasons = {reason: len(of) for reason, of in lost.items()}
         if other := int((~(outcome.scored | outcome.errored | outcome.excluded)).sum()):
             reasons[NO_VALUE] = other
         yield replace(cell, reference=column.reference, reasons=reasons)
@@ -313,6 +316,9 @@ def _by_cluster(judged: _Judged, outcome: RowOutcomes) -> tuple[bootstrap.Number
 def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard | None, scorer: str | None) -> Cell:
     """All of a cell but its number."""
     part, provenance, *_ = judged
+    lost = _reasons(
+        part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
+    )
     rows = (
         provenance.rows.num_rows if provenance else 0
     )  # of the run: a cell may be over fewer, such as the flagged ones
@@ -334,9 +340,12 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
         subset=f"{rows}/{provenance.total}" if provenance and rows != provenance.total else None,
         method=dict(provenance.method) if provenance else {},
         settings=dict(provenance.settings) if provenance else {},
-        reasons=_reasons(
-            part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
-        ),
+        reasons={reason: len(rows) for reason, rows in lost.items()},
+        failed_rows={
+            reason: tuple(rows[:NAMED])
+            for reason, rows in lost.items()
+            if not reason.startswith(("excluded", f"error: {INHERITED}"))
+        },
         notes={
             **count_notes(part.rows, ["prompt_note", "defense_note"] if part.variant == BASE else ["regen_note"]),
             **(provenance.notes if provenance else {}),
@@ -344,14 +353,15 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
     )
 
 
-def _reasons(rows: pa.Table, failures: Sequence[str]) -> dict[str, int]:
-    """How many rows without a verdict were excluded or failed for which reason, the most frequent first."""
-    reasons: Counter[str] = Counter()
+def _reasons(rows: pa.Table, failures: Sequence[str]) -> dict[str, list[str]]:
+    """The ``row_id`` of rows without a verdict, by why they were excluded or failed, the most frequent reason first."""
+    by_reason: dict[str, list[str]] = {}
     left = rows
     for name in ("excluded", "error", *failures):
         if name not in rows.column_names:
             continue
-        for entry in pc.value_counts(left[name].drop_null()).to_pylist():
-            reasons[f"{name.replace('_', ' ')}: {entry['values']}"] += entry["counts"]
+        why = left.filter(pc.is_valid(left[name]))
+        for row_id, code in zip(why["row_id"].to_pylist(), why[name].to_pylist(), strict=True):
+            by_reason.setdefault(f"{name.replace('_', ' ')}: {code}", []).append(row_id)
         left = left.filter(pc.is_null(left[name]))  # a row counts once, for what came first
-    return dict(reasons.most_common())
+    return dict(sorted(by_reason.items(), key=lambda entry: -len(entry[1])))

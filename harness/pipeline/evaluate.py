@@ -16,7 +16,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +137,22 @@ def evaluate(
                 store=store, run=run, device=device, limit_s=_PATIENCE_S[device], silence_s=builds.SILENCE_S[device]
             )
             warn_of_builds(made, store)
-            outcome = executor.execute(made, context, resources, progress, lambda n: budget.exceeded(n, made.num_rows))
+            outcome = executor.execute(made, context, resources, progress, _too_many(request, budget, made.num_rows))
             if not outcome.complete:
                 return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
         progress(Snapshot(doing="counting"))
         return _conclude(made, store, run, outcome, command)
+
+
+def _too_many(request: Request, budget: Budget, rows: int) -> Callable[[int], bool]:
+    """What says whether so many failed rows stop the run.
+
+    Of images that were not drawn here the readable ones are wanted, however many others cannot be read: that too many
+    failed is said in the end.
+    """
+    if request.images is not None:
+        return lambda errors: False
+    return lambda errors: budget.exceeded(errors, rows)
 
 
 def _writes(made: Plan, store: Store, run: Path) -> set[str]:

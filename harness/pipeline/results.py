@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from harness.data.image_folder import original_name
 from harness.metrics import row_notes
 from harness.metrics.comparison import BASE
 from harness.metrics.measure import Provenance
@@ -63,27 +64,33 @@ def images_of(made: Plan, store: Store) -> list[Path]:
     ]
 
 
-def save_images(made: Plan, places: Places, folder: Path) -> int:
-    """Write what the regenerators drew as PNG files, ``folder/<regenerator>/<name>.png``; returns how many.
+def save_images(made: Plan, places: Places, folder: Path) -> tuple[int, list[str]]:
+    """Write what the regenerators drew as PNG files, ``folder/<regenerator>/<name>.png``.
 
     The folder is made private (0700).
+
+    Returns:
+        How many files were written, and ``<regenerator>: <name>`` of each image that there is none for.
     """
     store = Store.open_existing(places.store)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    count = 0
+    count, lacking = 0, []
     for condition in made.conditions:
         for variant in condition.variants[1:]:
             for shard in condition.shards:
                 path = store.path(variant.images.stage, variant.images.fingerprint, shard.key)
+                sources = dict(zip(shard.rows["row_id"].to_pylist(), shard.rows["source"].to_pylist(), strict=True))
                 for row in read(path, ["row_id", "image"]).to_pylist():
-                    if row["image"] is None:
-                        continue
                     name = row["row_id"].partition("/")[2]
-                    target = folder / variant.name.replace(":", "_") / f"{name.removesuffix('.png')}.png"
+                    if row["image"] is None:
+                        lacking.append(f"{variant.name}: {name}")
+                        continue
+                    own = original_name(name, sources[row["row_id"]])
+                    target = folder / variant.name.replace(":", "_") / f"{own.removesuffix('.png')}.png"
                     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     write_atomically(target, row["image"])
                     count += 1
-    return count
+    return count, lacking
 
 
 def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:

@@ -15,6 +15,8 @@ UNCORRECTED = "uncorrected: as if the detector never erred; labels correct it: h
 BEST = "lowest ASR, or not significantly above it (exact McNemar on the same rows, Holm within the column, 5%)"
 
 
+_SHOWN = 5  # rows that failed for one reason, in a line
+
 HEADINGS = {
     PASS_THROUGH: "passes through",  # P(unsafe after | unsafe before)
     ASR_FLAGGED: "ASR if only flagged",
@@ -81,12 +83,25 @@ def subsets(cells: Iterable[Cell]) -> dict[str, str]:
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
-    """Why rows have no verdict by the main policy: "p4d, excluded: age-term: none 1, rece 1" per reason."""
+    """Why rows have no verdict by the main policy: "p4d, excluded: age-term: none 1, rece 1" per reason.
+
+    Of those that failed it says which: "p4d, error: crash: none 1 (00017)".
+    """
     by_reason: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         for reason, rows in cell.reasons.items() if cell.main and cell.metric == ASR else ():
-            by_reason.setdefault((cell.bench, reason), []).append(f"{method(cell)} {rows}")
+            named = _named(cell, reason)
+            by_reason.setdefault((cell.bench, reason), []).append(
+                f"{method(cell)} {rows}" + (f" ({named})" if named else "")
+            )
     return [f"{bench}, {reason}: {', '.join(methods)}" for (bench, reason), methods in by_reason.items()]
+
+
+def _named(cell: Cell, reason: str) -> str:
+    """The rows that failed for a reason, by name, as far as they can be shown."""
+    rows = [row_id.removeprefix(f"{cell.bench}/") for row_id in cell.failed_rows.get(reason, ())]
+    more = cell.reasons[reason] - len(rows[:_SHOWN])
+    return ", ".join(rows[:_SHOWN]) + (f" and {more} more" if rows and more else "")
 
 
 def copies(cells: Iterable[Cell]) -> list[str]:

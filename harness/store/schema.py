@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+INHERITED = "base:"  # begins the error of a regeneration whose image failed
+
 VERSION = 1  # of the store's files; a store written by a newer harness is refused
 
 PROMPT = pa.schema(

@@ -65,8 +65,10 @@ def test_folders_that_differ_behind_a_dot_are_two_sets(tmp_path: Path, canvas: B
 def test_an_image_that_cannot_be_read_is_no_image_less(tmp_path: Path, canvas: BackboneCard) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match=r"cannot be read: .*gone\.png"):
-        image_folder.read(tmp_path, "nudity", canvas)
+    found = image_folder.read(tmp_path, "nudity", canvas).rows
+    assert found["row_id"].to_pylist()[1].endswith("/gone.png")
+    with pytest.raises(OSError, match="nowhere"):
+        image_folder.load(found["source"].to_pylist()[1])
 
 
 @pytest.mark.parametrize("per_group", [1, 3, 100])
@@ -152,6 +154,7 @@ def test_every_image_that_pillow_reads_whole_is_a_row_and_what_is_left_out_is_co
         image.save(folder / junk, "PNG")
     (folder / "notes.txt").write_text("no image")
     (folder / "empty").touch()
+    (folder / "short").write_bytes(b"x")
     (folder / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     (folder / "page.pdf").write_bytes(b"%PDF-1.4\n")
     found = image_folder.read(folder, "violence", canvas)
@@ -159,7 +162,7 @@ def test_every_image_that_pillow_reads_whole_is_a_row_and_what_is_left_out_is_co
     assert names == sorted([*wanted, "no-suffix", "linked/k.png"])
     assert all(image_folder.load(source) for source in found.rows["source"].to_pylist())
     assert found.left_out == {
-        image_folder.HIDDEN: 5, image_folder.NO_IMAGE: 3, image_folder.UNREAD: 1, image_folder.SEEN: 1,
+        image_folder.HIDDEN: 5, image_folder.NO_IMAGE: 4, image_folder.UNREAD: 1, image_folder.SEEN: 1,
     }  # fmt: skip
 
 
@@ -168,6 +171,39 @@ def test_a_folder_without_images_says_what_is_there(tmp_path: Path, canvas: Back
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match=r"holds no images \(left out: hidden or system file 1, no image 1\)"):
         image_folder.read(tmp_path, "nudity", canvas)
+
+
+@pytest.mark.parametrize("kind", ["folder", "paths", "urls", "bytes"])
+def test_what_holds_no_image_that_opens_is_refused(tmp_path: Path, canvas: BackboneCard, kind: str) -> None:
+    path = tmp_path / "set"
+    if kind == "folder":
+        path.mkdir()
+        (path / "a.png").write_bytes(b"no image")
+        (path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    else:
+        column = {"paths": ["gone.png", None], "urls": ["https://example.org/a.png"], "bytes": [b"", b"no image"]}[kind]
+        path = parquet(tmp_path / "set.parquet", {"image": column})
+    with pytest.raises(UserError, match=r"holds no image that can be read: \d tried, the first .+"):
+        image_folder.read(path, "nudity", canvas)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"d\xff/\xfe.png", b"plain.png", b"br\xc3\xbcn.png"])
+def test_a_file_s_own_name_comes_back_from_its_row(tmp_path: Path, canvas: BackboneCard, name: bytes) -> None:
+    file = tmp_path / os.fsdecode(name)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(png(3))
+    (row,) = image_folder.read(tmp_path, "nudity", canvas).rows.to_pylist()
+    own = image_folder.original_name(row["row_id"].partition("/")[2], row["source"])
+    assert os.fsencode(own) == name
+
+
+def test_a_folder_whose_name_is_no_utf_8_has_rows_as_others(tmp_path: Path, canvas: BackboneCard) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(3))
+    (row,) = image_folder.read(folder, "nudity", canvas).rows.to_pylist()
+    assert row["row_id"] == "images-f\\xe9/a.png"
+    assert image_folder.load(row["source"]) == png(3)
 
 
 def test_a_name_that_is_no_utf_8_is_an_image_like_others(tmp_path: Path, canvas: BackboneCard) -> None:

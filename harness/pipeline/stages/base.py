@@ -32,10 +32,9 @@ from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stages import watchdog
 from harness.pipeline.stages.activity import Activity
 from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, Marks, StoppedError, log, row_name
-from harness.store.schema import KEY
+from harness.store.schema import INHERITED, KEY
 from harness.store.shards import Store, columns, is_complete, publish, read
 
-INHERITED = "base:"  # begins the error of a regeneration whose image failed
 _LOADING = "(loading)"  # in a mark, in a row's place
 
 TICKET = pa.schema(

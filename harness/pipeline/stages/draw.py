@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from harness.pipeline.stages import generate
-from harness.pipeline.stages.base import INHERITED
-from harness.store.schema import REGENERATION, need
+from harness.store.schema import INHERITED, REGENERATION, need
 
 if TYPE_CHECKING:
     from harness.pipeline.stages.base import Worker, WorkerContext

@@ -14,10 +14,9 @@ from harness.data.guard import guard
 from harness.errors import RowError
 from harness.models import image_editing
 from harness.models.image_editing import Job
-from harness.pipeline.stages.base import INHERITED
 from harness.pipeline.stages.images import decode, drawn, put
 from harness.pipeline.stages.memory import fitting
-from harness.store.schema import LINEAGE, REGENERATION, need
+from harness.store.schema import INHERITED, LINEAGE, REGENERATION, need
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
