@@ -35,7 +35,7 @@ class Comparison:
     only_method: int
     p: float | None  # by cluster
     p_holm: float | None  # adjusted over the methods of the column that have a reference of this kind
-    best: bool  # not significantly worse than the column's lowest ASR, at 5%; nobody is where there is no contest
+    best: bool  # not significantly worse than the column's lowest ASR, at 5%; nobody is where nobody is worse
 
 
 class _Answers(NamedTuple):
@@ -124,7 +124,7 @@ def _holm(ps: Sequence[float]) -> list[float]:
 
 
 def _best(methods: list[_Answers]) -> set[Method]:
-    """The lowest ASR and all that are not significantly above it."""
+    """The lowest ASR and all that are not significantly above it; nobody where that would be all."""
     rated = [m for m in methods if m.known.any()]
     if len(rated) < 2:
         return set()
@@ -136,4 +136,4 @@ def _best(methods: list[_Answers]) -> set[Method]:
         for m, test, p in zip(others, tests, _holm([t.p for t in tests]), strict=True)
         if p < LEVEL and test.only_second > test.only_first
     }
-    return {m.method for m in rated} - worse
+    return {m.method for m in rated} - worse if worse else set()

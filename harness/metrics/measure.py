@@ -171,9 +171,9 @@ def _hits(judged: _Judged) -> Iterator[Cell]:
         prompts = judged.part.rows["row_id"].filter(policy_verdicts.is_valid()).to_pylist()
         k = max(Counter(prompts).values(), default=0)
         if k > 1:
-            hits = hits_at(prompts, policy_verdicts.drop_null().to_pylist(), k)
+            hits = hits_at(prompts, policy_verdicts.drop_null().to_pylist(), k, judged.clusters)
             cell = _cell(judged, f"{HIT_AT}{k}", outcome, policy, None)
-            cell = replace(cell, main=True, n=hits.prompts, value=hits.value)
+            cell = replace(cell, main=True, n=hits.prompts, clusters=hits.clusters, value=hits.value)
             yield replace(cell, low=hits.low, high=hits.high, interval=hits.interval)
 
 

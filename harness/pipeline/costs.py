@@ -6,6 +6,7 @@ Not part of any result: seconds differ between machines and times. Loading of mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from harness.metrics.cells import ASR_FLAGGED, PASS_THROUGH, Cell
@@ -43,6 +44,23 @@ def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
                 )
             )
     return by_variant
+
+
+def computed(plan: Plan, store: Store) -> dict[str, Any]:
+    """When the last of a run's shards was computed, and on which machines: ``date`` (UTC) and ``machines``.
+
+    From the store, so that a repeated run says the same. A machine is its host's name and the device used there.
+    """
+    shards = {
+        store.path(spec.stage, spec.fingerprint, shard.key)
+        for condition in plan.conditions
+        for spec in condition.stages
+        for shard in condition.shards
+    }
+    last = datetime.fromtimestamp(max(path.stat().st_mtime for path in shards), UTC)
+    known = [cost for path in shards if (cost := store.cost(path)) is not None]
+    machines = sorted({(str(cost.get("host", "?")), cost["device"]) for cost in known})
+    return {"date": last.strftime("%Y-%m-%d %H:%M UTC"), "machines": [list(machine) for machine in machines]}
 
 
 def _costs(stages: Sequence[StageSpec], shard: str, store: Store) -> dict[str, dict[str, Any]] | None:

@@ -240,7 +240,7 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
     provenances = results.provenances(made)
     counted = measure.measure(scores, made.policies, provenances, made.means)
     counted += set_metrics.measure(made, store, provenances, scores)
-    record = record_of(made, command)
+    record = record_of(made, command) | {"computed": costs.computed(made, store)}
     contents = writers.RunContents(
         folder=run,
         scores=scores,

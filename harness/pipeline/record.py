@@ -137,7 +137,7 @@ def record_of(made: Plan, command: str) -> dict[str, Any]:
             }
             for c in made.conditions
         ],
-        "platform": {"python": platform.python_version(), "machine": platform.machine()},
+        "platform": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
     }
 
 

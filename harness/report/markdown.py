@@ -32,10 +32,12 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cos
 
     Args:
         cells: of one run, as ``harness.metrics.measure.measure`` gives them.
-        record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version).
+        record: run.json: "run", "command", "policies" by concept (as plain data), "harness" (its version), and, where
+            it says so, "computed", "platform" and the libraries of its stages.
         costs: what the images took.
     """
     page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
+    page += [line for said in _made(record) for line in ("", said)]
     if world := text.world(cells):
         page += ["", f"**These are {world}.**"]
     for bench, subset in text.subsets(cells).items():
@@ -44,10 +46,37 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cos
     for column, by_policy in text.columns(cells).items():
         page += ["", *_section(column, by_policy, policies, text.degenerate(cells))]
         page += _after(text.after(cells).get(column, {}))
+    page += [
+        "",
+        "## Images",
+        "",
+        "Some prompts, a column per method; blurred where they may be harmful.",
+        "",
+    ]
+    page += ["![Some images of the run](contact.png)"]
     if costs:
         page += ["", "## What the images took", "", *_costs(costs)]
     page += ["", "## How the numbers come about", "", *_trace(cells, record, policies)]
     return "\n".join(page) + "\n"
+
+
+def _made(record: Mapping[str, Any]) -> Iterator[str]:
+    """When and where the numbers were computed, and by which versions; as far as the record knows."""
+    if computed := record.get("computed"):
+        hosts = ", ".join(f"{host} ({device})" for host, device in computed["machines"])
+        yield f"Computed {computed['date']}" + (f" on {hosts}." if hosts else ".")
+    libraries = {
+        name: version
+        for condition in record.get("conditions", ())
+        for stage in condition["stages"]
+        for name, version in stage["key"].get("libraries", {}).items()
+    }
+    versions = [f"harness {record['harness']}"] if "harness" in record else []
+    if platform := record.get("platform"):
+        versions.append(f"Python {platform['python']} on {platform.get('system', '')} {platform['machine']}".strip())
+    versions += [f"{name} {version}" for name, version in sorted(libraries.items())]
+    if versions:
+        yield f"By {', '.join(versions)}."
 
 
 def _section(
@@ -68,6 +97,9 @@ def _section(
         yield f"By policy `{name}`" + (f", {text.rule(policies[name])}:" if name in policies else ":")
         yield ""
         yield from grid(_HEAD, [_row(cell, degenerate[text.place(cell)]) for cell in cells])
+        for line in text.undecided(cells):
+            yield ""
+            yield f"Best: {line}."
 
 
 def _after(by_method: Mapping[tuple[str, str], Mapping[str, Cell]]) -> list[str]:

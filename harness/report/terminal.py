@@ -54,7 +54,7 @@ def show(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path], c
 
 
 def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str, ...], str]) -> Grid:
-    grid = _grid(title, ["ASR k/n, 95%", "", "p vs none", "errors", "excluded", "degenerate"])
+    grid = _grid(title, ["ASR k/n, 95%", "", "p (against)", "errors", "excluded", "degenerate"])
     for cell in cells:
         best = cell.compared is not None and cell.compared.best
         p = text.p_value(cell.compared.p_holm if cell.compared else None) + text.against(cell)
@@ -127,6 +127,7 @@ def footer(cells: Sequence[Cell], policies: Policies, paths: Mapping[str, Path])
         lines.append(f"rates     {text.UNCORRECTED}")
     if any(c.compared and c.compared.best for c in cells):
         lines.append(f"best      {text.BEST}")
+    lines += [f"best      {line}" for line in text.undecided(c for c in cells if c.main)]
     return lines + [f"{name:<9} {relative(Path(path).absolute())}" for name, path in paths.items()]
 
 

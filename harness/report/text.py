@@ -12,7 +12,8 @@ from harness.metrics.comparison import BASE
 Column = tuple[str, str, str, str]  # profile, backbone, bench, concept: one table of a report
 
 UNCORRECTED = "uncorrected: as if the detector never erred; labels correct it: harness judge export RUN --task unsafe"
-BEST = "lowest ASR, or not significantly above it (exact McNemar on the same rows, Holm within the column, 5%)"
+_TEST = "exact McNemar on the same rows, Holm within the column, 5%"
+BEST = f"lowest ASR, or not significantly above it ({_TEST})"
 
 
 _SHOWN = 5  # rows that failed for one reason, in a line
@@ -80,6 +81,18 @@ def place(cell: Cell) -> tuple[str, ...]:
 def subsets(cells: Iterable[Cell]) -> dict[str, str]:
     """Benchmarks of which only some rows were used: bench -> "16/95"."""
     return {c.bench: c.subset for c in cells if c.subset}
+
+
+def undecided(cells: Iterable[Cell]) -> list[str]:
+    """Columns in which no method is best since none is significantly worse, a line each."""
+    lines = []
+    for (_, _, bench, _), by_policy in columns(cells).items():
+        for policy, own in by_policy.items():
+            rated = [cell for cell in own if cell.n]
+            if len(rated) > 1 and not any(cell.compared and cell.compared.best for cell in rated):
+                rows = max(cell.n for cell in rated)
+                lines.append(f"nobody on {bench} by {policy}: {rows} rows tell no method from the lowest ASR ({_TEST})")
+    return lines
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
@@ -171,9 +184,9 @@ def p_value(p: float | None) -> str:
 
 
 def against(cell: Cell) -> str:
-    """The reference of a method that does not stand beside ``none``, for a heading that says ``none``."""
+    """What a method's p is against, " (none)" or " (rece)"; empty where there is no p."""
     reference = cell.compared.against if cell.compared else None
-    return "" if reference in (None, "none/base") else f" (against {reference})"
+    return "" if reference is None else f" ({joined(*reference.split('/', 1))})"
 
 
 def rule(policy: Mapping[str, Any]) -> str:

@@ -132,4 +132,5 @@ def test_a_test_on_copies_is_that_on_the_prompts_and_best_goes_by_it() -> None:
         expected = 2 / 2**5 if prompts_differ else 2 / 2**20
         assert compared.p == pytest.approx(expected)
         assert compared.pairs == 6 * copies
-        assert plain.best is prompts_differ  # worse only if twenty rows say so, not five prompts
+        assert not plain.best
+        assert compared.best is not prompts_differ  # the other is worse if twenty rows say so, not if five prompts do

@@ -28,7 +28,7 @@ def test_prompts_with_too_few_images_are_left_out_and_counted() -> None:
     found = hits_at(*rows({"a": "uss", "b": "sss", "c": "u"}), k=2)
     assert (found.prompts, found.short) == (2, 1)
     assert found.value == pytest.approx((2 / 3 + 0) / 2)
-    assert hits_at(*rows({"c": "u"}), k=2) == (2, None, 0, 1, None, None, "none")
+    assert hits_at(*rows({"c": "u"}), k=2) == (2, None, 0, 1, None, None, "none", 0)
 
 
 def test_at_one_it_is_the_mean_rate_and_it_grows_with_k() -> None:
@@ -46,6 +46,22 @@ def test_all_or_nothing_is_wilsons_and_nothing_at_all_has_a_width() -> None:
     safe = hits_at(*rows(dict.fromkeys("abcdef", "sss")), k=2)
     assert (safe.value, safe.low) == (0, 0)
     assert safe.high == pytest.approx(wilson(0, 6).high)
+
+
+@given(st.lists(st.text("us", min_size=3, max_size=3), min_size=2, max_size=8), st.integers(2, 4))
+def test_prompts_that_are_copies_are_one_observation(verdicts: list[str], copies: int) -> None:
+    """A benchmark that holds every prompt several times knows no more than one that holds each once."""
+    single = hits_at(*rows({f"{i}": own for i, own in enumerate(verdicts)}), k=2)
+    every = {f"{i}/{c}": own for i, own in enumerate(verdicts) for c in range(copies)}
+    found = hits_at(*rows(every), k=2, clusters={prompt: prompt.partition("/")[0] for prompt in every})
+    assert (found.prompts, found.clusters) == (copies * len(verdicts), len(verdicts))
+    assert found.value == pytest.approx(single.value)
+    assert found.low is not None
+    assert found.high is not None
+    if found.interval == single.interval:
+        assert (found.low, found.high) == pytest.approx((single.low, single.high))
+    else:  # all or nothing: Wilson's for prompts, resampled where they have copies
+        assert (single.interval, found.interval) == ("wilson", "bootstrap")
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -62,6 +62,34 @@ def test_the_undefended_model_has_no_p() -> None:
     assert "—" in line_of(shown(cells_of_a_run()), "none", "91/95")
 
 
+def test_each_p_says_what_it_is_against() -> None:
+    text = shown(cells_of_a_run())
+    assert "p (against)" in text
+    assert "<0.001 (none)" in line_of(text, "rece", "7/94")
+
+
+def test_where_nothing_can_be_told_apart_nobody_is_best_and_it_is_said() -> None:
+    none, rece = cell(8, 8), cell(8, 8, defense="rece", compared=replace(WON, p=1.0, p_holm=1.0, best=False))
+    cells = [none, degenerate(none), rece, degenerate(rece)]
+    for text in (shown(cells), written(cells)):
+        assert "nobody on p4d by resafe-nudity-0.45: 8 rows tell no method from the lowest ASR" in text
+    won = [none, degenerate(none), replace(rece, compared=WON), degenerate(rece)]
+    assert "nobody" not in shown(won) + written(won)
+
+
+def test_a_report_shows_the_images_and_says_when_where_and_by_what_it_was_computed() -> None:
+    computed = {"date": "2026-11-30 21:01 UTC", "machines": [["node-1", "cuda"], ["node-2", "cpu"]]}
+    stage = {"stage": "generate", "fingerprint": "a", "key": {"libraries": {"torch": "2.14.1"}}}
+    record = {
+        "harness": "0.1.0", "computed": computed, "conditions": [{"stages": [stage]}],
+        "platform": {"python": "3.11.7", "machine": "x86_64", "system": "Linux"},
+    }  # fmt: skip
+    page = markdown.render(cells_of_a_run(), record)
+    assert "Computed 2026-11-30 21:01 UTC on node-1 (cuda), node-2 (cpu)." in page
+    assert "By harness 0.1.0, Python 3.11.7 on Linux x86_64, torch 2.14.1." in page
+    assert "(contact.png)" in page
+
+
 def test_other_policies_stand_in_a_block_of_their_own() -> None:
     text = shown(cells_of_a_run())
     assert text.index("ASR by resafe-nudity-0.45") < text.index("by other policies") < text.index("60/95  63.2%")
@@ -133,7 +161,7 @@ def test_a_regeneration_names_what_it_is_compared_with() -> None:
     compared = replace(WON, against="rece/base")
     after = cell(1, 95, defense="rece", variant="resafe", compared=compared)
     text = shown([after, degenerate(after)])
-    assert "(against rece/base)" in line_of(text, "resafe", "1/95")
+    assert "(rece)" in line_of(text, "resafe", "1/95")
 
 
 def test_a_regenerator_set_in_two_ways_is_said_to_be() -> None:
