@@ -87,10 +87,10 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise UserError(f"--images {show(path)}: two images are called {twice!r}")
-    if not any(image.opens for image in found):
+    if not any(image.opens for image in image_paths):
         raise UserError(
-            f"--images {show(path)}: holds no image that can be read: {len(found)} tried, the first "
-            f"{_text(found[0].source)}{_told(left_out)}"
+            f"--images {show(path)}: holds no image that can be read: {len(image_paths)} tried, the first "
+            f"{_text(image_paths[0].source)}{_told(left_out)}"
         )
     bench = _bench(path)
     rows: list[dict[str, Any]] = [
