@@ -9,6 +9,7 @@ A *mechanism* is a module here. Cards (``pipelines/defenses``) name it by file s
 and, where something must be made before it can run::
 
     ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
+    LIBRARIES = ("peft",)     whose versions what is made depends on, beside those that draw
     build(pipe, params, context) -> tensors          see `BuildContext`; it leaves ``pipe`` as it was
     estimate(params) -> BuildEstimate                what that takes; without it, seconds
     read_weights(path, pipe) -> tensors              published weights, where their files are no UNet's
@@ -105,6 +106,21 @@ def build(
     return _published(module, locate(str(weights)), pipe)
 
 
+def require_fitting(mechanism: str, params: Mapping[str, Any], outline: Any) -> None:
+    """Refuse published weights that do not fit a backbone, before that is loaded; nothing to do where none are named.
+
+    Args:
+        mechanism: module stem.
+        params: resolved parameters.
+        outline: the backbone's ``unet``, whose tensors need no values, and ``tokenizer``.
+
+    Raises:
+        UserError: missing, unreadable, or of another model, and what they look like.
+    """
+    if params.get("weights") is not None:
+        _published(_module(mechanism), locate(str(params["weights"])), outline)
+
+
 def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
     """What building takes; all zero for a closed form, for published weights and where nothing is built.
 
@@ -134,6 +150,17 @@ def artefact_kind(mechanism: str) -> str | None:
     if kind not in KINDS:
         raise ValueError(f"{mechanism}.py: ARTEFACT is {kind!r}, not one of {', '.join(KINDS)}")
     return kind
+
+
+def libraries(mechanism: str) -> tuple[str, ...]:
+    """The libraries that a mechanism builds with beside those that draw. Nothing is imported.
+
+    Raises:
+        UserError: unknown mechanism.
+    """
+    _known(mechanism)
+    declared = _constants(mechanism).get("LIBRARIES")
+    return () if declared is None else tuple(ast.literal_eval(declared))
 
 
 def read_built(mechanism: str, path: Path, pipe: Any) -> dict[str, Tensor]:

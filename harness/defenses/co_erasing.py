@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from harness.defenses.image_adapter import ImageAdapter
 
 ARTEFACT = "unet-delta"
+LIBRARIES = ("torchvision",)
 _LEFT_OVER = (".processor.to_k_ip.weight", ".processor.to_v_ip.weight")  # end keys that released files keep by mistake
 
 Text = Annotated[str, Field(pattern=r"\S")]

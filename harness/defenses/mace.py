@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from harness.defenses.uce import Pair
 
 ARTEFACT = "unet-delta"
+LIBRARIES = ("peft",)
 
 
 PARAMS = MaceParams

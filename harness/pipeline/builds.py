@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness import defenses
 from harness.cards import overrides
+from harness.cards.backbone import BackboneCard
 from harness.cards.defense import DefenseCard, DefenseStack
 from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
@@ -79,6 +81,22 @@ def prepare(request: Request, places: Places) -> Plan:
     )  # fmt: skip
 
 
+def require_fitting(made: Plan, store: Store) -> None:
+    """Refuse published weights of defenses that do not fit the backbone, before any model is loaded.
+
+    Raises:
+        UserError: what does not fit, and what it looks like.
+    """
+    for spec in (made.builds[i] for i in made.missing_builds(store)):
+        layer = spec.worker["layer"]
+        if layer["params"].get("weights") is not None:
+            from harness.models.outline import outline
+
+            known = outline(BackboneCard.model_validate(spec.worker["backbone"]))
+            if known is not None:
+                defenses.require_fitting(layer["mechanism"], layer["params"], known)
+
+
 def build_estimates(made: Plan, store: Path) -> list[dict[str, Any]]:
     """Each build of a plan as plain data: what it takes, and whether it is in the store already."""
     there = Store(store)
@@ -109,6 +127,7 @@ def build(request: Request, places: Places, resources: Resources, progress: Prog
     made = prepare(request, places)
     store = Store.open(places.store)
     before = {b.fingerprint for b in made.builds if ArtefactFolder.of(store, b.fingerprint).is_built}
+    require_fitting(made, store)
     if not made.first_builds(store):
         return BuildReport(None, _built(made, store, before), None)
     from harness.pipeline import executor

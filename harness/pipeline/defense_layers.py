@@ -68,7 +68,8 @@ def layer(
     if not card.artefact:
         return Layer(card=card, params=params, method=method, artefact=None, fingerprint=None)
     modules = [f"harness.defenses.{card.mechanism}"]
-    built = {**common, "method": method, "guard": guard.VERSION}
+    libraries = {**common["libraries"], **fingerprint.versions(defenses.libraries(card.mechanism))}
+    built = {**common, "libraries": libraries, "method": method, "guard": guard.VERSION}
     if defenses.estimate(card.mechanism, params).images:
         modules.append("harness.pipeline.stages.training_images")
     built["code"] = fingerprint.code(modules)

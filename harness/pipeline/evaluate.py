@@ -129,6 +129,7 @@ def evaluate(
         outcome = None
         if made.missing(store):
             _require_undiscarded(made, store)
+            builds.require_fitting(made, store)
             from harness.pipeline import executor
             from harness.pipeline.stages.base import WorkerContext
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import datetime
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from harness.cards.base import card_roots
 from harness.cards.defense import DefenseCard
 from harness.cards.load import load_card
 from harness.errors import UserError
+from harness.models import text_to_image
+from harness.pipeline import defense_layers
 from harness.store import fingerprint
 
 
@@ -116,3 +119,36 @@ def test_looking_at_mechanisms_imports_no_model_library() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+HOLDING = {"pillow", "pydantic", "pydantic_core", "safetensors"}  # they hold what others compute
+
+
+@pytest.mark.parametrize("mechanism", [m for m in defenses.names() if defenses.artefact_kind(m) is not None])
+def test_a_mechanism_names_every_library_that_its_artefact_depends_on(mechanism: str) -> None:
+    modules = [m for m in fingerprint.closure([f"harness.defenses.{mechanism}"]) if m.startswith("harness.defenses.")]
+    files = [Path(defenses.__file__).parent.joinpath(*m.split(".")[2:]) for m in modules]
+    sources = [(f / "__init__.py" if f.is_dir() else f.with_suffix(".py")).read_text() for f in files]
+    used = {name for source in sources for name in imported(ast.parse(source))} - sys.stdlib_module_names
+    beside = {"pillow" if name == "PIL" else name for name in used} - {"harness", *text_to_image.LIBRARIES, *HOLDING}
+    assert beside == set(defenses.libraries(mechanism))
+
+
+def imported(source: ast.Module) -> set[str]:
+    nodes = list(ast.walk(source))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.partition(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}}
+
+
+def test_an_artefact_is_another_with_another_version_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = load_card(DefenseCard, "mace", card_roots())
+    resolved = {**card.resolve("shapes", "nudity"), "concept": "nudity"}
+    common = {"libraries": {"torch": "2"}}
+
+    def known() -> str | None:
+        return defense_layers.layer(card, resolved, common, fingerprint.FileHashes()).fingerprint
+
+    before = known()
+    assert before == known()
+    monkeypatch.setattr(fingerprint, "_version", lambda name: "0.0.1")
+    assert before != known()
