@@ -416,3 +416,30 @@ def test_two_defenses_that_denoise_further_rows_are_refused() -> None:
     stack = overrides.defense("sld-max+safree", card_roots())
     with pytest.raises(UserError, match="sld-max and safree each denoise further rows"):
         stacked.require(stack, load_card(BackboneCard, "shapes", card_roots()))
+
+
+# On top of another defense
+
+
+def test_on_top_of_another_it_draws_what_doing_both_by_hand_does_bit_for_bit(pipe: Any, draw: Any) -> None:
+    """RECE's matrices written into the denoiser, and SafeRedir acting on that."""
+    settings = {"erase": ["star"], "epochs": 1, "concept": "nudity"}
+    edited = defenses.build("rece", pipe, settings)
+    layers = [defenses.load("rece", pipe, settings, edited), saferedir.load(pipe, params(), tensors(2.0))]
+    before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
+
+    def drawn(defense: Any) -> torch.Tensor:
+        defense.attach(pipe)
+        try:
+            return draw(pipe, PROMPTS, steps=6, **defense.begin(PROMPTS))
+        finally:
+            defense.detach(pipe)
+
+    stack, below, above = drawn(stacked.stacked(layers)), drawn(layers[0]), drawn(layers[1])
+    pipe.unet.load_state_dict({**before, **edited})
+    by_hand = drawn(layers[1])
+    pipe.unet.load_state_dict(before)
+    assert stack.equal(by_hand)
+    assert not stack.equal(below)
+    assert not stack.equal(above)
+    assert drawn(stacked.stacked(layers)).equal(stack)  # and nothing was left behind
