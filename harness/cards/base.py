@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.cards import plugins
 from harness.cards.places import PACKAGE
 from harness.cards.weights_ref import WeightsRef
 from harness.errors import UserError
@@ -61,20 +62,26 @@ class Card(Model):
 
 
 def card_roots(cards: Path | None = None) -> list[Path]:
-    """Folders that hold cards, in order: ``--cards DIR``, then the checkout or else the packaged copy.
-
-    The packaged copy of an editable install is a stale snapshot, so it stands only where there is no checkout.
+    """Folders that hold cards, in order: ``--cards DIR``, our own, then those that installed packages bring.
 
     Raises:
         UserError: when ``cards`` is no folder of cards.
     """
-    checkout = PACKAGE.parent
-    inside = (checkout / "pyproject.toml").is_file() and (checkout / "pipelines").is_dir()
-    own = [checkout if inside else PACKAGE / "_cards"]
+    installed = [own_root(), *plugins.card_folders()]
     if cards is None:
-        return own
+        return installed
     if not cards.is_dir():
         raise UserError(f"--cards: no folder {str(cards)!r}")
     if not any((cards / folder).is_dir() for folder in FOLDERS.values()):
         raise UserError(f"--cards: {str(cards)!r} holds none of {', '.join(FOLDERS.values())}")
-    return [cards.resolve(), *own]
+    return list(dict.fromkeys([cards.resolve(), *installed]))
+
+
+def own_root() -> Path:
+    """The folder of our own cards: the checkout, or else the packaged copy.
+
+    The packaged copy of an editable install is a stale snapshot, so it stands only where there is no checkout.
+    """
+    checkout = PACKAGE.parent
+    inside = (checkout / "pyproject.toml").is_file() and (checkout / "pipelines").is_dir()
+    return checkout if inside else PACKAGE / "_cards"

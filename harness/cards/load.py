@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from harness.cards import plugins
 from harness.cards.backbone import BackboneCard
-from harness.cards.base import FOLDERS, Card
+from harness.cards.base import FOLDERS, Card, own_root
 from harness.cards.benchmark import BenchmarkCard
 from harness.cards.defense import DefenseCard
 from harness.cards.judge import JudgeCard
@@ -27,7 +28,7 @@ AnyCard = TypeVar("AnyCard", bound=Card)
 
 
 def load_card(kind: type[AnyCard], name: str, roots: Sequence[Path]) -> AnyCard:
-    """The card called ``name``; of several roots the first that has it wins.
+    """The card called ``name``; a folder that was asked for (``--cards``) wins over what is installed.
 
     Args:
         kind: class of the card, such as ``BackboneCard``.
@@ -35,12 +36,15 @@ def load_card(kind: type[AnyCard], name: str, roots: Sequence[Path]) -> AnyCard:
         roots: folders that hold cards, see ``card_roots``.
 
     Raises:
-        UserError: for an unknown name (with the nearest) or a malformed card (with file and line).
+        UserError: for an unknown name (with the nearest), a malformed card (with file and line), or a name that an
+            installed package brings and another one, or we, have too.
     """
-    for root in roots:
-        path = _files(kind, root).get(name)
-        if path is not None:
-            return parse(kind, path, root)
+    brought = plugins.card_folders()
+    places = {root: path for root in roots if (path := _readable(kind, root, brought).get(name)) is not None}
+    if places:
+        root = next(iter(places))
+        _refuse_shared(kind, name, root, places, brought)
+        return parse(kind, places[root], root)
     known = card_names(kind, roots)
     where = " and ".join(show(root / FOLDERS[kind.KIND]) for root in roots)
     raise UserError(
@@ -49,13 +53,59 @@ def load_card(kind: type[AnyCard], name: str, roots: Sequence[Path]) -> AnyCard:
 
 
 def load_cards(kind: type[AnyCard], roots: Sequence[Path]) -> list[AnyCard]:
-    """Every card of one kind, by name."""
-    return [load_card(kind, name, roots) for name in card_names(kind, roots)]
+    """Every card of one kind, by name, less those of installed packages that cannot be used (``plugin_faults``)."""
+    lost = plugin_faults(kind, roots)
+    return [load_card(kind, name, roots) for name in card_names(kind, roots) if name not in lost]
 
 
 def card_names(kind: type[Card], roots: Sequence[Path]) -> list[str]:
     """The sorted names of the cards of one kind, over all roots."""
-    return sorted({name for root in roots for name in _files(kind, root)})
+    brought = plugins.card_folders()
+    return sorted({name for root in roots for name in _readable(kind, root, brought)})
+
+
+def plugin_faults(kind: type[Card], roots: Sequence[Path]) -> dict[str, str]:
+    """Why cards that installed packages bring cannot be used, by the card's name, or the folder's if that is at fault.
+
+    A card of our own or of ``--cards`` that is malformed is no concern of this.
+    """
+    faults = {}
+    for folder in (root for root in plugins.card_folders() if root in roots):
+        try:
+            names = _files(kind, folder)
+        except UserError as error:
+            faults[str(folder)] = str(error)
+            continue
+        for name in names:
+            try:
+                load_card(kind, name, roots)
+            except UserError as error:
+                faults[name] = str(error)
+    return faults
+
+
+def _readable(kind: type[Card], root: Path, brought: Container[Path]) -> dict[str, Path]:
+    """``_files``; nothing of an installed package whose folder of this kind cannot be read."""
+    try:
+        return _files(kind, root)
+    except UserError:
+        if root in brought:  # a stranger's mistake hinders nothing else; `harness list` says it
+            return {}
+        raise
+
+
+def _refuse_shared(
+    kind: type[Card], name: str, root: Path, places: Mapping[Path, Path], brought: Mapping[Path, plugins.Plugin]
+) -> None:
+    """Refuse a card of what is installed whose name an installed package has too."""
+    ours = own_root()
+    claims = [place for place in places if place in brought or place == ours]
+    if root not in claims or len(claims) < 2:
+        return
+    said = [
+        f"{brought[place].provider if place in brought else 'harness itself'} ({places[place]})" for place in claims
+    ]
+    raise UserError(f"{kind.KIND} {name!r} is brought by {' and by '.join(said)}: uninstall one, or rename it there")
 
 
 def _files(kind: type[Card], root: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from harness.cards.base import Card, card_roots
 from harness.cards.benchmark import BenchmarkCard
 from harness.cards.defense import DefenseCard
 from harness.cards.judge import JudgeCard
-from harness.cards.load import load_card, load_cards
+from harness.cards.load import load_card, load_cards, plugin_faults
 from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
@@ -47,7 +47,10 @@ def list_(
     cards: options.Cards = None,
     json: options.Json = False,
 ) -> None:
-    """List what can be chosen, a line each."""
+    """List what can be chosen, a line each; of what another installed package brings, the package.
+
+    With --json: kinds, each with its names and summaries; and `provided_by`, the packages, where there are some.
+    """
     from harness import scorers
     from harness.errors import UserError, nearest
 
@@ -56,21 +59,62 @@ def list_(
     if kind is not None and kind not in (*KINDS, "scorers"):
         known = [*KINDS, "scorers"]
         raise UserError(f"no kind {kind!r}{nearest(kind, known)} (there are: {', '.join(known)})")
+    where = card_roots(cards)
     summaries: dict[str, dict[str, str]] = {}
     for plural, cls in KINDS.items():
         if kind in (None, plural):
-            summaries[plural] = {c.name: c.summary for c in load_cards(cls, card_roots(cards))}
+            summaries[plural] = {c.name: c.summary for c in load_cards(cls, where)}
     if kind in (None, "scorers"):
         summaries["scorers"] = {stem: scorers.summary(stem) for stem in scorers.names()}
+    providers = _providers(list(summaries), where)
+    for line in _faults(list(summaries), where):
+        print(f"harness: {line}", file=sys.stderr)
     if json:
-        options.emit(summaries)
+        options.emit(summaries | ({"provided_by": providers} if providers else {}))
         return
     width = max((len(n) for names in summaries.values() for n in names), default=0)
     for plural, names in summaries.items():
         if names:
             typer.echo(f"{plural}:" if kind is None else "", nl=kind is None)
             for name, summary in names.items():
-                typer.echo(f"  {name:<{width}}  {summary}")
+                provider = providers.get(plural, {}).get(name)
+                typer.echo(f"  {name:<{width}}  {summary}" + (f"  [{provider}]" if provider else ""))
+
+
+def _providers(plurals: Sequence[str], where: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """By kind and name, which installed package brings what is not ours: the card, or a defense's mechanism."""
+    from harness import defenses, scorers
+    from harness.cards import plugins
+
+    folders, lost = plugins.card_folders(), defenses.faults() if "defenses" in plurals else {}
+    mechanisms = {*plugins.names("defenses")} - lost.keys()
+    providers: dict[str, dict[str, str]] = {}
+    for plural in (p for p in plurals if p in KINDS):
+        for card in load_cards(KINDS[plural], where):
+            brought = folders.get(card.root)
+            if brought is None and isinstance(card, DefenseCard) and card.mechanism in mechanisms:
+                brought = defenses.plugin(card.mechanism)
+            if brought is not None:
+                providers.setdefault(plural, {})[card.name] = brought.provider
+    for stem in scorers.names() if "scorers" in plurals else ():
+        if (brought := scorers.plugin(stem)) is not None:
+            providers.setdefault("scorers", {})[stem] = brought.provider
+    return providers
+
+
+def _faults(plurals: Sequence[str], where: Sequence[Path]) -> list[str]:
+    """What installed packages bring and cannot be used, a line each."""
+    from harness import defenses, scorers
+    from harness.cards import plugins
+
+    lines = plugins.card_folder_faults()
+    for plural in (p for p in plurals if p in KINDS):
+        lines += plugin_faults(KINDS[plural], where).values()
+    if "defenses" in plurals:
+        lines += defenses.faults().values()
+    if "scorers" in plurals:
+        lines += scorers.faults().values()
+    return lines
 
 
 def describe(
@@ -120,7 +164,7 @@ def _scorer(stem: str) -> dict[str, Any]:
     from harness import scorers
     from harness.errors import UserError
 
-    module = importlib.import_module(f"harness.scorers.{stem}")
+    module, brought = importlib.import_module(scorers.module_name(stem)), scorers.plugin(stem)
     try:
         held: list[str] = [str(path) for path in scorers.weights(stem)]
     except UserError as error:
@@ -139,6 +183,7 @@ def _scorer(stem: str) -> dict[str, Any]:
         "micro_batch": module.MICRO_BATCH,
         "libraries": list(scorers.libraries(stem)),
         "weights": held,
+        **({"provided_by": brought.provider} if brought is not None else {}),
     }
 
 

@@ -1,15 +1,16 @@
 """Defenses: what changes a backbone so that it draws more safely; one module per mechanism.
 
-A *mechanism* is a module here. Cards (``pipelines/defenses``) name it by file stem, so a new one is one new file::
+A *mechanism* is a module here, or one that another installed package brings by an entry point of the group
+``harness.defenses`` (``harness.cards.plugins``). Cards (``pipelines/defenses``) name it by file stem or entry point::
 
     PARAMS = MyParams         the class of its parameters, by which a card is checked before anything runs
     NEEDS = "unet"            what its backbone must offer (`BackboneCard.offers`); without it, "unet"
+    LIBRARIES = ("scipy",)    distributions whose versions it depends on, beside those that draw; without it, none
     load(pipe, params, artefact) -> Defense
 
 and, where something must be made before it can run::
 
     ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
-    LIBRARIES = ("peft",)     whose versions what is made depends on, beside those that draw
     build(pipe, params, context) -> tensors          see `BuildContext`; it leaves ``pipe`` as it was
     estimate(params) -> BuildEstimate                what that takes; without it, seconds
     read_weights(path, pipe) -> tensors              published weights, where their files are no UNet's
@@ -24,18 +25,17 @@ for the guard. Where it is missing, the guard's strictest rule (``nudity``) hold
 
 from __future__ import annotations
 
-import ast
-import importlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from harness.cards.plugins import Plugin
 from harness.cards.weights_ref import HUB, parse_hub_file
 from harness.cards.yaml_file import show
 from harness.data.hub import cached_file
-from harness.errors import UserError, nearest
+from harness.defenses import _find
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from harness.defenses.base import Defense as Defense
 
 KINDS = ("unet-delta", "lora", "adapter", "hook-parameters", "pipeline")  # of artefacts
-_FOLDER = Path(__file__).parent
 _FILES = ("preserve", "anchors", "domain", "image_adapter")  # parameters that may name a file
 _NEEDED = {
     "unet": "changes the UNet of a StableDiffusionPipeline",
@@ -56,8 +55,41 @@ _NEEDED = {
 
 
 def names() -> list[str]:
-    """The mechanisms: modules of this package that define ``load``."""
-    return sorted(p.stem for p in _FOLDER.glob("[a-z]*.py") if "load" in _functions(p.stem))
+    """The mechanisms: modules of this package that define ``load``, and what installed packages bring."""
+    return _find.names()
+
+
+def faults() -> dict[str, str]:
+    """Why mechanisms that installed packages bring cannot be used, by name; imports them."""
+    return _find.faults()
+
+
+def plugin(mechanism: str) -> Plugin | None:
+    """What brings the mechanism; None where it is one of our own.
+
+    Raises:
+        UserError: several packages bring it, or it is one of our own too.
+    """
+    return _find.plugin(mechanism)
+
+
+def module_name(mechanism: str) -> str:
+    """The dotted name of the mechanism's module."""
+    return _find.module_name(mechanism)
+
+
+def libraries(mechanism: str) -> tuple[str, ...]:
+    """Distributions whose versions the mechanism depends on, beside those that draw. Nothing is imported.
+
+    Returns:
+        What its module's ``LIBRARIES`` names, and the package that brings it where that is not ours.
+
+    Raises:
+        UserError: unknown mechanism.
+    """
+    declared = _find.literal(mechanism, "LIBRARIES", ())
+    brought = _find.plugin(mechanism)
+    return (*([] if brought is None else [brought.package]), *declared)
 
 
 def load(mechanism: str, pipe: Any, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None = None) -> Defense:
@@ -72,7 +104,7 @@ def load(mechanism: str, pipe: Any, params: Mapping[str, Any], artefact: Mapping
     Raises:
         UserError: unknown mechanism or parameter, or a bad value.
     """
-    defense: Defense = _module(mechanism).load(pipe, params, artefact)
+    defense: Defense = _find.module(mechanism).load(pipe, params, artefact)
     return defense
 
 
@@ -96,7 +128,7 @@ def build(
     """
     from harness.defenses.base import BuildContext
 
-    module = _module(mechanism)
+    module = _find.module(mechanism)
     if artefact_kind(mechanism) is None:
         raise UserError(f"defense mechanism {mechanism!r} has nothing to build (its card needs `artefact: false`)")
     weights = params.get("weights")
@@ -118,7 +150,7 @@ def require_fitting(mechanism: str, params: Mapping[str, Any], outline: Any) -> 
         UserError: missing, unreadable, or of another model, and what they look like.
     """
     if params.get("weights") is not None:
-        _published(_module(mechanism), locate(str(params["weights"])), outline)
+        _published(_find.module(mechanism), locate(str(params["weights"])), outline)
 
 
 def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
@@ -129,7 +161,7 @@ def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
     """
     from harness.defenses.base import BuildEstimate
 
-    module = _module(mechanism)
+    module = _find.module(mechanism)
     if params.get("weights") is not None or not hasattr(module, "estimate"):
         return BuildEstimate()
     estimated: BuildEstimate = module.estimate(params)
@@ -142,25 +174,10 @@ def artefact_kind(mechanism: str) -> str | None:
     Raises:
         UserError: unknown mechanism.
     """
-    _known(mechanism)
-    declared = _constants(mechanism).get("ARTEFACT")
-    if declared is None:
-        return None
-    kind = str(ast.literal_eval(declared))
-    if kind not in KINDS:
-        raise ValueError(f"{mechanism}.py: ARTEFACT is {kind!r}, not one of {', '.join(KINDS)}")
+    kind: str | None = _find.literal(mechanism, "ARTEFACT", None)
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"defense mechanism {mechanism!r}: ARTEFACT is {kind!r}, not one of {', '.join(KINDS)}")
     return kind
-
-
-def libraries(mechanism: str) -> tuple[str, ...]:
-    """The libraries that a mechanism builds with beside those that draw. Nothing is imported.
-
-    Raises:
-        UserError: unknown mechanism.
-    """
-    _known(mechanism)
-    declared = _constants(mechanism).get("LIBRARIES")
-    return () if declared is None else tuple(ast.literal_eval(declared))
 
 
 def read_built(mechanism: str, path: Path, pipe: Any) -> dict[str, Tensor]:
@@ -172,7 +189,7 @@ def read_built(mechanism: str, path: Path, pipe: Any) -> dict[str, Tensor]:
     from harness.defenses import artefact
 
     tensors = artefact.read(path)
-    _fit(_module(mechanism), tensors, pipe, str(path))
+    _fit(_find.module(mechanism), tensors, pipe, str(path))
     return tensors
 
 
@@ -276,7 +293,7 @@ def require(card: DefenseCard, backbone: BackboneCard) -> None:
             f"{show(card.path)}: mechanism {card.mechanism!r} has {'something' if built else 'nothing'} to build "
             f"before it runs: its card needs `artefact: {str(built).lower()}`"
         )
-    if "PARAMS" in _constants(card.mechanism):
+    if "PARAMS" in _find.constants(card.mechanism):
         _check(card)
 
 
@@ -284,7 +301,7 @@ def _check(card: DefenseCard) -> None:
     """Refuse a parameter that is unknown or bad in any edition, for any concept, or missing in both editions."""
     from harness.defenses.base import IncompleteError, parse
 
-    model = _module(card.mechanism).PARAMS
+    model = _find.module(card.mechanism).PARAMS
     overlay = card.shapes.concepts if card.shapes is not None else {}
     own = ["any"] if card.concepts is None else list(card.concepts)
     for concept in dict.fromkeys([*own, *overlay]):
@@ -325,38 +342,4 @@ def _fit(module: ModuleType, tensors: Mapping[str, Tensor], pipe: Any, where: st
 
 
 def _needs(mechanism: str) -> str:
-    _known(mechanism)
-    needed = _constants(mechanism).get("NEEDS")
-    return "unet" if needed is None else str(ast.literal_eval(needed))
-
-
-def _module(mechanism: str) -> ModuleType:
-    _known(mechanism)
-    return importlib.import_module(f"{__name__}.{mechanism}")
-
-
-def _known(mechanism: str) -> None:
-    known = names()
-    if mechanism not in known:
-        near = nearest(mechanism, known)
-        raise UserError(f"unknown defense mechanism {mechanism!r}{near} (there are: {', '.join(known)}; see {_FOLDER})")
-
-
-def _file(stem: str) -> Path:
-    """The source of a module of this package, named by its dotted path within it."""
-    return _FOLDER.joinpath(*stem.split(".")).with_suffix(".py")
-
-
-@cache
-def _source(stem: str) -> ast.Module:
-    return ast.parse(_file(stem).read_text(encoding="utf-8"))
-
-
-def _constants(stem: str) -> dict[str, ast.expr]:
-    """What a module assigns to plain names, unevaluated."""
-    assigned = [node for node in _source(stem).body if isinstance(node, ast.Assign)]
-    return {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
-
-
-def _functions(stem: str) -> set[str]:
-    return {node.name for node in _source(stem).body if isinstance(node, ast.FunctionDef)}
+    return str(_find.literal(mechanism, "NEEDS", "unet"))

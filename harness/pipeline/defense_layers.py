@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import defenses
 from harness.cards.backbone import BackboneCard
-from harness.cards.defense import DefenseCard
+from harness.cards.defense import DefenseCard, DefenseStack
 from harness.data import guard
 from harness.errors import UserError
 from harness.models import weights
@@ -67,13 +67,24 @@ def layer(
     method = {"mechanism": card.mechanism, "params": known, "files": files}
     if not card.artefact:
         return Layer(card=card, params=params, method=method, artefact=None, fingerprint=None)
-    modules = [f"harness.defenses.{card.mechanism}"]
-    libraries = {**common["libraries"], **fingerprint.versions(defenses.libraries(card.mechanism))}
+    modules = [defenses.module_name(card.mechanism)]
+    libraries = common["libraries"] | versions(card)
     built = {**common, "libraries": libraries, "method": method, "guard": guard.VERSION}
     if defenses.estimate(card.mechanism, params).images:
         modules.append("harness.pipeline.stages.training_images")
     built["code"] = fingerprint.code(modules)
     return Layer(card=card, params=params, method=method, artefact=built, fingerprint=fingerprint.digest(built))
+
+
+def versions(*cards: DefenseCard) -> dict[str, Any]:
+    """Versions of what the cards' mechanisms depend on, beside what draws: a package that brings one is among it."""
+    return fingerprint.versions(name for card in cards for name in defenses.libraries(card.mechanism))
+
+
+def packages(stack: DefenseStack) -> tuple[str, ...]:
+    """Import packages beside ours that the mechanisms of a defense lie in."""
+    brought = (defenses.plugin(card.mechanism) for card in stack.layers)
+    return tuple(dict.fromkeys(plugin.top for plugin in brought if plugin is not None))
 
 
 def build(one: Layer, backbone: BackboneCard) -> StageSpec:
@@ -86,6 +97,7 @@ def build(one: Layer, backbone: BackboneCard) -> StageSpec:
         worker={"backbone": plain(backbone), "layer": one.worker()},
         key=one.artefact,
         gpu=True,
+        packages=packages(DefenseStack((one.card,))),
         fingerprint=one.fingerprint,
         build=cost(one, backbone),
     )

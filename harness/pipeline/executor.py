@@ -173,7 +173,7 @@ def _ray(plan: Plan, context: WorkerContext, resources: Resources, watch: Watch,
     with aside(context.run / "log" / "driver.txt"), ray_session.session(resources.address, resources.num_gpus):
         interrupt.install()
         watch.say("asking the workers what code they run")
-        code = ray_session.require_same_code(_libraries(plan))
+        code = ray_session.require_same_code(_packages(plan), _libraries(plan))
         interrupt.ready = True
 
         def run(phase: Phase, tickets: list[pa.Table]) -> Iterator[pa.Table]:
@@ -205,8 +205,16 @@ def _ray(plan: Plan, context: WorkerContext, resources: Resources, watch: Watch,
 
 def _libraries(plan: Plan) -> list[str]:
     """Every library that a result of the plan depends on."""
-    specs = [*plan.builds, *(s for c in plan.conditions for s in c.stages)]
-    return sorted({name for s in specs for name in s.key.get("libraries", {})})
+    return sorted({name for spec in _all_specs(plan) for name in spec.key.get("libraries", {})})
+
+
+def _packages(plan: Plan) -> list[str]:
+    """Every import package beside ours whose modules workers run."""
+    return sorted({name for spec in _all_specs(plan) for name in spec.packages})
+
+
+def _all_specs(plan: Plan) -> list[StageSpec]:
+    return [*plan.builds, *(spec for condition in plan.conditions for spec in condition.stages)]
 
 
 def check(resources: Resources) -> None:

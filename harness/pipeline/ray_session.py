@@ -176,18 +176,20 @@ def nodes(address: str) -> list[Node]:
     ]
 
 
-def require_same_code(distributions: Sequence[str]) -> dict[str, Any]:
+def require_same_code(packages: Sequence[str], distributions: Sequence[str]) -> dict[str, Any]:
     """Refuse a cluster where a node would run other code than this process; returns what this one runs.
 
     Args:
+        packages: import packages beside ours whose modules workers run.
         distributions: libraries whose versions matter.
 
     Raises:
         UserError: which node, and what differs.
     """
-    own = worker_code.identity("harness", distributions)
+    asked = (["harness", *packages], list(distributions))
+    own = worker_code.identity(*asked)
     alive = _alive()
-    answers = _on_nodes(worker_code.identity, ("harness", list(distributions)), [n["NodeID"] for n in alive])
+    answers = _on_nodes(worker_code.identity, asked, [n["NodeID"] for n in alive])
     for node, answer in zip(alive, answers, strict=True):
         if differs := worker_code.difference(own, answer):
             raise UserError(

@@ -26,7 +26,7 @@ class RemoteActor(StageActor):
         """Args: code: the driver's (``worker_code.identity``); a node may have joined after the others were asked."""
         silence()
         keep_outputs_private()
-        own = worker_code.identity("harness", [name for name in code["versions"] if name != "python"])
+        own = worker_code.identity(list(code["sources"]), [name for name in code["versions"] if name != "python"])
         self._differs = worker_code.difference(code, own)
         super().__init__(stages, context, gpu_share)
 

@@ -54,6 +54,7 @@ class StageSpec:
     gpu: bool = False  # whether it runs on a GPU where there is one
     memory_gb: float = 0.0  # of one copy at work there
     seconds_per_image: float = 0.0  # of what draws, by its card's estimate
+    packages: tuple[str, ...] = ()  # import packages beside ours whose modules it runs
     builds: tuple[StageSpec, ...] = ()  # artefacts that it is loaded with
     build: BuildCost | None = None  # of a build: what it takes
     accepted: tuple[tuple[str, Any, Any], ...] = ()  # of stored results: key, its value then, and today

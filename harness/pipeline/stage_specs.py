@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import scorers
+from harness import defenses, scorers
 from harness.cards import overrides
 from harness.cards.backbone import BackboneCard
 from harness.cards.defense import DefenseStack
@@ -56,7 +56,8 @@ class Specs:
     def generate(self, defense: DefenseStack, concept: str) -> StageSpec:
         """Draw the benchmark's prompts under a defense."""
         worker, key, builds = self._drawing(self.backbone, defense, concept)
-        return _spec("generate", worker, key, builds=builds, **_estimates(self.backbone))
+        packages = defense_layers.packages(defense)
+        return _spec("generate", worker, key, builds=builds, packages=packages, **_estimates(self.backbone))
 
     def imported(self) -> StageSpec:
         """Take images that were not drawn here, from their files."""
@@ -167,7 +168,8 @@ class Specs:
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
         stage = _named("draw", backbone.name, self.backbone.name)
-        return _spec("draw", worker, key, (generate, *made), stage=stage, builds=builds, **_estimates(backbone))
+        more = {"builds": builds, "packages": defense_layers.packages(defense), **_estimates(backbone)}
+        return _spec("draw", worker, key, (generate, *made), stage=stage, **more)
 
     def edit(self, regen: Regenerator, concept: str, generate: StageSpec) -> StageSpec:
         """Have an image-to-image editor change each image."""
@@ -208,20 +210,22 @@ class Specs:
         params = dict(self.profile.settings.get(stem, {}))
         paths = scorers.weights(stem, params)
         files = {f"{i} {p.name}": self.hashes.of(p) for i, p in enumerate(paths)}
+        brought = scorers.plugin(stem)
         key = {
             "schema": VERSION,
             "scorer": stem,
             "params": {name: value for name, value in params.items() if not _leads_to(value, paths)},
             "weights": files,
             "libraries": fingerprint.versions(scorers.libraries(stem)),
-            "code": _code("score", f"harness.scorers.{stem}"),
+            "code": _code("score", scorers.module_name(stem)),
             "upstream": images.fingerprint,
         }
         if reference is not None:
             key |= {"reference": [beside, reference.fingerprint]}
         worker = {"scorer": stem, "params": params, "reference": beside}
         stage = f"score-{stem}" + (f"-{beside.partition('/')[0]}" if beside else "")
-        return _spec("score", worker, key, (images,), stage=stage, reference=reference)
+        packages = () if brought is None else (brought.top,)
+        return _spec("score", worker, key, (images,), stage=stage, reference=reference, packages=packages)
 
     def captioner(self, regen: Regenerator) -> JudgeCard:
         """The card of the model that describes images for ``regen``.
@@ -279,6 +283,7 @@ class Specs:
             "guard": guard.VERSION,
             "method": [one.method for one in layers] if len(layers) > 1 else layers[0].method,
             "artefact": [one.fingerprint for one in layers] if len(layers) > 1 else layers[0].fingerprint,
+            "libraries": common["libraries"] | defense_layers.versions(*defense.layers),
             "code": _code("generate", *_modules(defense)),
         }
         worker = {
@@ -320,7 +325,7 @@ def _code(kind: str, *modules: str) -> str:
 
 def _modules(defense: DefenseStack) -> list[str]:
     """The modules of a defense's mechanisms."""
-    return [f"harness.defenses.{card.mechanism}" for card in defense.layers]
+    return [defenses.module_name(card.mechanism) for card in defense.layers]
 
 
 def _versions(kind: str) -> dict[str, Any]:

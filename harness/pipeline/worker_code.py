@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def identity(package: str, distributions: Iterable[str]) -> dict[str, Any]:
-    """Where ``package`` would be imported from, a digest of its sources, and versions of distributions.
+def identity(packages: Iterable[str], distributions: Iterable[str]) -> dict[str, Any]:
+    """Where ``packages`` would be imported from, a digest of the sources of each, and versions of distributions.
 
     A distribution whose module would be imported from elsewhere, as from a ``torch.py`` in the working folder, has
     that place instead of a version. Nothing is imported.
@@ -32,23 +32,33 @@ def identity(package: str, distributions: Iterable[str]) -> dict[str, Any]:
         elsewhere = spec is not None and spec.origin is not None and not spec.origin.startswith(root)
         return spec.origin if spec is not None and elsewhere else known.version
 
+    def source(package: str) -> dict[str, Any]:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not (spec.origin or spec.submodule_search_locations):
+            return {"digest": "not installed", "where": None}
+        roots = [Path(place) for place in spec.submodule_search_locations or ()]
+        files = [(root, path) for root in roots for path in sorted(root.rglob("*.py"))]
+        if not roots:  # a module alone
+            roots = [Path(str(spec.origin)).parent]
+            files = [(roots[0], Path(str(spec.origin)))]
+        content = hashlib.sha256()
+        for root, path in files:
+            content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        return {"digest": content.hexdigest()[:16], "where": str(roots[0])}
+
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     versions |= {name: version(name) or "not installed" for name in sorted(distributions)}
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return {"source": "not installed", "where": None, "versions": versions}
-    root, content = Path(spec.origin).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")) if spec.submodule_search_locations else [Path(spec.origin)]:
-        content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return {"source": content.hexdigest()[:16], "where": str(root), "versions": versions}
+    return {"sources": {package: source(package) for package in packages}, "versions": versions}
 
 
 def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """In what ``other`` departs from ``own``, in a few words; empty where it is the same code."""
     parts = []
-    if own["source"] != other["source"]:
-        where = f" in {other['where']}" if other["where"] else ""
-        parts.append(f"harness {other['source']}{where} instead of {own['source']} in {own['where']}")
+    for package, mine in own["sources"].items():
+        theirs = other["sources"][package]
+        if theirs["digest"] != mine["digest"]:
+            where = f" in {theirs['where']}" if theirs["where"] else ""
+            parts.append(f"{package} {theirs['digest']}{where} instead of {mine['digest']} in {mine['where']}")
     for name, version in own["versions"].items():
         if other["versions"].get(name) != version:
             parts.append(f"{name} {other['versions'].get(name)} instead of {version}")

@@ -1,7 +1,8 @@
 """Scorers turn images into raw numbers; verdicts are a policy's, at report time.
 
 One module is one scorer, and its file's stem is its name: ``harness/scorers/nudenet.py`` is ``nudenet``.
-A module becomes a scorer by having these (no list to enter it in):
+A module becomes a scorer by having these (no list to enter it in); one of another installed package, by an entry point
+of the group ``harness.scorers`` that gives its name (``harness.cards.plugins``):
 
     COLUMNS: dict[str, pa.DataType]       # its raw columns, named <stem>_..., in order
     def load(params) -> Scorer            # the only place that imports a model's library
@@ -22,20 +23,17 @@ reference is (``lpips_alex``); the score stage names it (``lpips_alex@same/base`
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from harness.cards.plugins import Plugin
 from harness.cards.weights_ref import WeightsRef
-from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
-from harness.scorers._batching import Image
+from harness.scorers import _find
+from harness.scorers.batching import Image
 
 # What transformers reads of a model that is one file; the second where a repository has no safetensors, as that of
 # CLIP ViT-B/16: transformers reads it as tensors only (weights_only), never unpickling anything else.
@@ -67,14 +65,33 @@ class Scorer(Protocol):
 
 
 def names() -> list[str]:
-    """Every scorer's name."""
-    stems = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return sorted(stem for stem in stems if hasattr(importlib.import_module(f"{__name__}.{stem}"), "COLUMNS"))
+    """Every scorer's name, ours and those of installed packages that can be used."""
+    return _find.names()
+
+
+def faults() -> dict[str, str]:
+    """Why scorers that installed packages bring cannot be used, by name."""
+    return _find.faults()
+
+
+def plugin(stem: str) -> Plugin | None:
+    """What brings the scorer; None where it is one of our own.
+
+    Raises:
+        UserError: several packages bring it, or it is one of our own too.
+    """
+    return _find.plugin(stem)
+
+
+def module_name(stem: str) -> str:
+    """The dotted name of the scorer's module."""
+    brought = _find.plugin(stem)
+    return f"{__name__}.{stem}" if brought is None else brought.target
 
 
 def summary(stem: str) -> str:
     """What the scorer is, the first line of its module's docstring."""
-    return (_module(stem).__doc__ or "").partition("\n")[0]
+    return (_find.module(stem).__doc__ or "").partition("\n")[0]
 
 
 def load(stem: str, params: Mapping[str, Any] | None = None) -> Scorer:
@@ -83,18 +100,18 @@ def load(stem: str, params: Mapping[str, Any] | None = None) -> Scorer:
     Raises:
         UserError: no such scorer, a parameter it does not know, its weights or library missing.
     """
-    scorer: Scorer = _module(stem).load(dict(params or {}))
+    scorer: Scorer = _find.module(stem).load(dict(params or {}))
     return scorer
 
 
 def columns(stem: str) -> dict[str, pa.DataType]:
     """The scorer's raw columns in order, each ``<stem>_...``; imports no model's library."""
-    return dict(_module(stem).COLUMNS)
+    return dict(_find.module(stem).COLUMNS)
 
 
 def weights(stem: str, params: Mapping[str, Any] | None = None) -> list[Path]:
     """Files whose content the scores depend on; imports no model's library."""
-    return list(_module(stem).weights(dict(params or {})))
+    return list(_find.module(stem).weights(dict(params or {})))
 
 
 def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[WeightsRef, ...]:
@@ -107,7 +124,7 @@ def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[Wei
     Raises:
         UserError: no such scorer, or a parameter it does not have.
     """
-    chosen = options(stem, params or {}, getattr(_module(stem), "DEFAULTS", {}))
+    chosen = options(stem, params or {}, getattr(_find.module(stem), "DEFAULTS", {}))
     source = str(chosen.get("source") or "")
     if source.count("/") != 1 or source.startswith(("package:", "/", ".", "~")) or Path(source).is_dir():
         return ()
@@ -124,18 +141,20 @@ def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[Wei
 
 
 def libraries(stem: str) -> tuple[str, ...]:
-    """Distributions whose versions the scores depend on."""
-    return tuple(_module(stem).LIBRARIES)
+    """Distributions whose versions the scores depend on; of an installed package's scorer the package is one."""
+    brought = _find.plugin(stem)
+    own = () if brought is None else (brought.package,)
+    return (*own, *_find.module(stem).LIBRARIES)
 
 
 def pair(stem: str) -> bool:
     """Whether the scorer compares each image with a reference image."""
-    return bool(_module(stem).PAIR)
+    return bool(_find.module(stem).PAIR)
 
 
 def text(stem: str) -> bool:
     """Whether the scorer reads each image's prompt."""
-    return bool(getattr(_module(stem), "TEXT", False))
+    return bool(getattr(_find.module(stem), "TEXT", False))
 
 
 def options(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,20 +169,3 @@ def options(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -
                 f"scorer {stem!r} has no parameter {key!r}{nearest(key, defaults)} (it has: {', '.join(defaults)})"
             )
     return {**defaults, **params}
-
-
-def _module(stem: str) -> ModuleType:
-    """The module of a scorer.
-
-    Raises:
-        UserError: with the nearest name.
-    """
-    spec = importlib.util.find_spec(f"{__name__}.{stem}") if stem.isidentifier() else None
-    module = importlib.import_module(f"{__name__}.{stem}") if spec else None
-    if module is None or not hasattr(module, "COLUMNS"):
-        known = names()
-        raise UserError(
-            f"unknown scorer {stem!r}{nearest(stem, known)} "
-            f"(there are: {', '.join(known)}; see {show(Path(__file__).parent)})"
-        )
-    return module

@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.scorers import options
-from harness.scorers._batching import Image, pairs_in_micro_batches, texts_in_micro_batches
 from harness.scorers._sources import micro_batch, model
+from harness.scorers.batching import Image, pairs_in_micro_batches, texts_in_micro_batches
 
 if TYPE_CHECKING:
     from harness.models.clip import Clip

@@ -17,9 +17,9 @@ import pyarrow as pa
 from harness.errors import UserError, nearest
 from harness.models import loading
 from harness.scorers import options
-from harness.scorers._batching import Image
 from harness.scorers._clip import Array, Cosine
 from harness.scorers._sources import micro_batch, model
+from harness.scorers.batching import Image
 
 COLUMNS: dict[str, pa.DataType] = {"dinov2_cosine": pa.float32()}
 PAIR = True

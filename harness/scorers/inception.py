@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import cached, file, micro_batch
+from harness.scorers.batching import Image, in_micro_batches
 
 if TYPE_CHECKING:
     from torch import nn

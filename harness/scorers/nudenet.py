@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
+from harness.scorers.batching import Image, in_micro_batches
 
 LABELS = (
     "FEMALE_GENITALIA_COVERED",

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, micro_batch
+from harness.scorers.batching import Image, in_micro_batches
 
 COLUMNS: dict[str, pa.DataType] = {"nudenet_v2_classifier_unsafe": pa.float32()}
 PAIR = False

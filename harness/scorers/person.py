@@ -21,8 +21,8 @@ import pyarrow as pa
 from harness.errors import UserError, nearest
 from harness.models import loading
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import micro_batch, model
+from harness.scorers.batching import Image, in_micro_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
 from harness.scorers import _clip, options
-from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, model
+from harness.scorers.batching import Image, in_micro_batches
 from harness.store.fingerprint import sha256_of
 
 if TYPE_CHECKING:

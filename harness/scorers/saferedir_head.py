@@ -28,8 +28,8 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.scorers import _clip, options
-from harness.scorers._batching import Image, in_micro_batches
 from harness.scorers._sources import file, model
+from harness.scorers.batching import Image, in_micro_batches
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from harness.errors import RowError, UserError
 from harness.models import loading
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
+from harness.scorers.batching import Image, in_micro_batches
 from harness.shapes import world
 
 WEIGHTS = Path(world.__file__).with_name("weights") / "classifier"

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from harness.errors import RowError
 from harness.scorers import options
-from harness.scorers._batching import Image, pairs_in_micro_batches
+from harness.scorers.batching import Image, pairs_in_micro_batches
 from harness.shapes import world
 
 if TYPE_CHECKING:

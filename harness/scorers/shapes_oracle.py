@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from harness.errors import RowError
 from harness.scorers import options
-from harness.scorers._batching import Image, in_micro_batches
+from harness.scorers.batching import Image, in_micro_batches
 from harness.shapes import world
 
 COLUMNS: dict[str, pa.DataType] = {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness.errors import RowError
 from harness.scorers import options
-from harness.scorers._batching import Image, pairs_in_micro_batches
+from harness.scorers.batching import Image, pairs_in_micro_batches
 
 COLUMNS: dict[str, pa.DataType] = {"ssim_rgb": pa.float32(), "ssim_grey": pa.float32()}
 PAIR = True

@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.scorers import _clip, options
-from harness.scorers._batching import Image
 from harness.scorers._sources import model
+from harness.scorers.batching import Image
 
 if TYPE_CHECKING:
     from harness.models.clip import Clip

@@ -49,16 +49,19 @@ IGNORED = (
     "harness.pipeline.stages.memory",
     "harness.pipeline.stages.watchdog",
     "harness.scorers",  # as of defenses
+    "harness.scorers._find",
     "harness.store",
 )
+_OURS = __name__.partition(".")[0]
 _WITH_ALL_BELOW = ("harness.cards", "harness.store")
 
 
 def code(modules: Iterable[str]) -> str:
-    """Hash of what ``modules`` and all that they import of this package say, wherever in a file the import stands.
+    """Hash of what ``modules`` say and all that they import, wherever in a file the import stands.
 
-    Comments, docstrings and formatting do not count, nor do the modules of ``IGNORED``. The sources are parsed, not
-    imported, so that a finished run can be recognised without torch.
+    Only imports of a module's own package and of this one are followed; of other packages the versions count. Comments,
+    docstrings and formatting do not count, nor do the modules of ``IGNORED``. The sources are parsed, not imported, so
+    that a finished run can be recognised without torch.
 
     Args:
         modules: dotted names.
@@ -73,7 +76,7 @@ def code(modules: Iterable[str]) -> str:
 
 
 def closure(modules: Iterable[str]) -> list[str]:
-    """``modules`` and every module of their package that they import, directly or not, less those of ``IGNORED``."""
+    """``modules`` and every module of their package or of this one that they import, less those of ``IGNORED``."""
     reached: dict[str, None] = {}
     todo = list(modules)
     while todo:
@@ -90,8 +93,8 @@ def is_ignored(module: str) -> bool:
 
 
 def _imports(module: str) -> tuple[str, ...]:
-    """Modules of the same top-level package that ``module`` imports, and the packages that they lie in."""
-    top = module.partition(".")[0]
+    """Modules of its own top-level package and of ours that ``module`` imports, and the packages that they lie in."""
+    tops = (module.partition(".")[0], _OURS)
     names: dict[str, None] = {}
     for node in ast.walk(_parsed(_text(module))):
         if isinstance(node, ast.Import):
@@ -101,7 +104,7 @@ def _imports(module: str) -> tuple[str, ...]:
             candidates = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
-        names |= dict.fromkeys(c for c in candidates if c.partition(".")[0] == top and _source(c) is not None)
+        names |= dict.fromkeys(c for c in candidates if c.partition(".")[0] in tops and source_file(c) is not None)
     packages = [".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)]
     return tuple(dict.fromkeys((*names, *packages)))
 
@@ -110,7 +113,7 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     """The dotted name that a ``from ... import`` starts from."""
     if not node.level:
         return node.module or ""
-    path = _source(module)
+    path = source_file(module)
     is_package = path is not None and path.name == "__init__.py"
     parts = module.split(".")
     parts = parts[: len(parts) - node.level + is_package]
@@ -130,7 +133,7 @@ def _statements(source: str) -> str:
 
 
 def _text(module: str) -> str:
-    path = _source(module)
+    path = source_file(module)
     if path is None:
         raise ValueError(f"no module {module!r} to take the digest of")
     return path.read_text(encoding="utf-8")
@@ -141,18 +144,20 @@ def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
-def _source(module: str) -> Path | None:
-    """The module's file, found without importing it or its package."""
+def source_file(module: str) -> Path | None:
+    """The module's source, found without importing it or its package; None where there is none."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    path = Path(spec.origin).parent.joinpath(*rest)
     if not rest:
-        return Path(spec.origin)
-    if (path / "__init__.py").is_file():
-        return path / "__init__.py"
-    return path.with_name(f"{path.name}.py") if path.with_name(f"{path.name}.py").is_file() else None
+        return Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder).joinpath(*rest)
+        for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
+            if file.is_file():
+                return file
+    return None
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:

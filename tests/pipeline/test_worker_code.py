@@ -39,7 +39,7 @@ def _copy(folder: Path) -> Path:
 
 def _asked(folder: Path, *distributions: str) -> dict[str, Any]:
     """What a process would run that has ``folder`` before everything else on its path."""
-    code = f"from worker_code import identity; print(identity('harness', {list(distributions)!r}))"
+    code = f"from worker_code import identity; print(identity(['harness'], {list(distributions)!r}))"
     path = os.pathsep.join([str(folder), str(PACKAGE.parent)])
     (folder / "worker_code.py").write_text((PACKAGE / "pipeline/worker_code.py").read_text())
     done = subprocess.run(
@@ -54,8 +54,8 @@ def _asked(folder: Path, *distributions: str) -> dict[str, Any]:
 
 
 def test_the_same_code_is_no_difference(tmp_path: Path) -> None:
-    own = identity("harness", ["torch", "numpy", "no-such-library"])
-    assert own["where"] == str(PACKAGE)
+    own = identity(["harness"], ["torch", "numpy", "no-such-library"])
+    assert own["sources"]["harness"]["where"] == str(PACKAGE)
     assert own["versions"]["numpy"] == metadata.version("numpy")
     assert own["versions"]["no-such-library"] == "not installed"
     assert difference(own, _asked(tmp_path, "torch", "numpy", "no-such-library")) == ""
@@ -64,11 +64,11 @@ def test_the_same_code_is_no_difference(tmp_path: Path) -> None:
 def test_another_copy_a_library_in_the_way_and_another_version_are_named(tmp_path: Path) -> None:
     _copy(tmp_path)
     (tmp_path / "torch.py").write_text("")
-    own = identity("harness", ["torch", "numpy"])
+    own = identity(["harness"], ["torch", "numpy"])
     other = _asked(tmp_path, "torch", "numpy")
-    assert other["source"] != own["source"]
+    assert other["sources"] != own["sources"]
     told = difference(own, other)
-    assert f"in {tmp_path / 'harness'} instead of {own['source']}" in told
+    assert f"in {tmp_path / 'harness'} instead of {own['sources']['harness']['digest']}" in told
     assert f"torch {tmp_path / 'torch.py'} instead of" in told
     assert "numpy" not in told
     older = {**own, "versions": {**own["versions"], "numpy": "1.0"}}
@@ -77,7 +77,7 @@ def test_another_copy_a_library_in_the_way_and_another_version_are_named(tmp_pat
 
 def test_a_file_in_the_packages_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "harness.py").write_text("")
-    assert str(tmp_path) in difference(identity("harness", []), _asked(tmp_path))
+    assert str(tmp_path) in difference(identity(["harness"], []), _asked(tmp_path))
 
 
 def test_an_actor_with_other_code_than_the_drivers_computes_nothing(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_an_actor_with_other_code_than_the_drivers_computes_nothing(tmp_path: Pa
     request = Request(defenses=("none",), benches=("direct",), profile="shapes", limit=2, regens=())
     plan = make(request, card_roots(), tmp_path, FileHashes())
     context = WorkerContext(store=Store.open(tmp_path / "store"), run=tmp_path / "run")
-    own = identity("harness", ["numpy"])
-    other = {**own, "source": "0" * 16, "where": "/elsewhere"}
+    own = identity(["harness"], ["numpy"])
+    other = {**own, "sources": {"harness": {"digest": "0" * 16, "where": "/elsewhere"}}}
     stages = [specs(plan, "generate")]
     (tmp_path / "made").write_bytes(pickle.dumps(((stages, context, 0.0, other), make_ticket(plan, 0, 0))))
     done = subprocess.run(

@@ -14,7 +14,7 @@ from harness import scorers
 from harness.errors import UserError
 from harness.models import clip
 from harness.scorers import _clip as shared
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 from harness.shapes import world
 
 SHAPES = "package:harness/shapes/weights/clip"

@@ -17,7 +17,7 @@ from transformers import BertConfig, Dinov2Config, Dinov2Model
 from harness import scorers
 from harness.errors import UserError
 from harness.scorers import dinov2
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.metrics.frechet import fid
 from harness.scorers import _inception_net as networks
 from harness.scorers import inception
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 
 def random_weights() -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from harness import scorers
 from harness.errors import UserError
 from harness.scorers import _lpips_net as networks
 from harness.scorers import lpips
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 # Convolutions of torchvision's networks: index in ``features``, channels out and in, kernel.
 CONVOLUTIONS = {

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from harness import scorers
 from harness.errors import UserError
 from harness.scorers import nudenet_v2_classifier
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 WEIGHT = np.array([[9.0, -7.0], [-11.0, 5.0], [3.0, 2.0]])
 BIAS = np.array([0.3, -0.2])

@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model, YolosConfig, YolosForObjectD
 
 from harness import scorers
 from harness.errors import UserError
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EDGE = 64  # of the small detector's input

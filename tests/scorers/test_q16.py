@@ -21,7 +21,7 @@ from harness import scorers
 from harness.errors import UserError
 from harness.models import clip
 from harness.scorers import q16
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 SHAPES = "package:harness/shapes/weights/clip"
 WIDTH = 768

@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.metrics.policies import verdicts
 from harness.models import clip
 from harness.scorers import saferedir_head
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 SHAPES = Path(scorers.__file__).parents[1] / "shapes/weights/clip"
 PUBLISHED = {  # names and shapes of IGMU's classifier_head.pth

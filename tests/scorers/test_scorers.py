@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness import scorers
 from harness.errors import RowError, UserError
-from harness.scorers import _batching
+from harness.scorers import batching
 
 
 def test_every_scorer_is_found_by_its_stem() -> None:
@@ -65,7 +65,7 @@ def mean_scores(batch: list[float]) -> list[dict[str, Any]]:
     return [{"shapes_oracle_star": value} for value in batch]
 
 
-def mean(image: _batching.Image) -> float:
+def mean(image: batching.Image) -> float:
     if image[0, 0, 0] == 0:
         raise RowError("too-dark")
     return float(image.mean())
@@ -74,7 +74,7 @@ def mean(image: _batching.Image) -> float:
 @given(st.lists(st.integers(0, 255), max_size=14))
 def test_bad_images_cost_no_other_its_scores(levels: list[int]) -> None:
     images = [np.full((2, 2, 3), level, dtype=np.uint8) for level in levels]
-    found = _batching.in_micro_batches("shapes_oracle", images, mean, mean_scores, 4)
+    found = batching.in_micro_batches("shapes_oracle", images, mean, mean_scores, 4)
     assert found["shapes_oracle_star"] == [float(level) if level else None for level in levels]
     assert found["shapes_oracle_error"] == [None if level else "too-dark" for level in levels]
     assert found["shapes_oracle_scene"] == [None] * len(levels)
@@ -85,19 +85,19 @@ def differences(batch: list[float]) -> list[dict[str, Any]]:
     return [{"shapes_oracle_star": value} for value in batch]
 
 
-def difference(image: _batching.Image, reference: _batching.Image) -> float:
+def difference(image: batching.Image, reference: batching.Image) -> float:
     if image.shape != reference.shape:
         raise RowError("sizes-differ")
     return float(image.mean()) - float(reference.mean())
 
 
-def plain(level: int, size: int = 2) -> _batching.Image:
+def plain(level: int, size: int = 2) -> batching.Image:
     return np.full((size, size, 3), level, dtype=np.uint8)
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.none() | st.integers(0, 255)), max_size=14))
 def test_an_image_without_a_reference_has_no_score_and_no_error(levels: list[tuple[int, int | None]]) -> None:
-    found = _batching.pairs_in_micro_batches(
+    found = batching.pairs_in_micro_batches(
         "shapes_oracle",
         [plain(a) for a, _ in levels],
         [None if b is None else plain(b) for _, b in levels],
@@ -111,7 +111,7 @@ def test_an_image_without_a_reference_has_no_score_and_no_error(levels: list[tup
 
 def test_a_bad_pair_costs_no_other_its_scores() -> None:
     grey, bad = plain(7), np.zeros((2, 2), np.uint8)
-    found = _batching.pairs_in_micro_batches(
+    found = batching.pairs_in_micro_batches(
         "shapes_oracle",
         [grey, bad, grey, grey, bad],
         [plain(3), grey, bad, plain(7, 3), None],
@@ -125,7 +125,7 @@ def test_a_bad_pair_costs_no_other_its_scores() -> None:
 
 
 def test_an_image_without_a_text_has_no_score_and_no_error() -> None:
-    found = _batching.texts_in_micro_batches(
+    found = batching.texts_in_micro_batches(
         "shapes_oracle",
         [plain(1), plain(2), plain(3), np.zeros((2, 2), np.uint8)],
         ["a", None, "", "b"],
@@ -139,6 +139,6 @@ def test_an_image_without_a_text_has_no_score_and_no_error() -> None:
 
 def test_as_many_references_and_texts_as_images() -> None:
     with pytest.raises(ValueError):  # noqa: PT011, the words are Python's
-        _batching.pairs_in_micro_batches("shapes_oracle", [plain(1)], [plain(1)] * 2, difference, differences, 4)
+        batching.pairs_in_micro_batches("shapes_oracle", [plain(1)], [plain(1)] * 2, difference, differences, 4)
     with pytest.raises(ValueError):  # noqa: PT011
-        _batching.texts_in_micro_batches("shapes_oracle", [plain(1)], [], lambda i, t: 0.0, differences, 4)
+        batching.texts_in_micro_batches("shapes_oracle", [plain(1)], [], lambda i, t: 0.0, differences, 4)

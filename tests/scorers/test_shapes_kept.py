@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from harness import scorers
 from harness.errors import UserError
 from harness.scorers import shapes_kept
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 from harness.shapes import oracle, world
 
 STAR, RING = world.Object("star", "red"), world.Object("ring", "blue")

@@ -14,7 +14,7 @@ from portraits import group
 from harness import scorers
 from harness.errors import UserError
 from harness.scorers import ssim
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 
 
 def noisy(image: Image, spread: float, seed: int = 0) -> Image:

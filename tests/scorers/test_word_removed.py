@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness import scorers
 from harness.errors import UserError
 from harness.scorers import word_removed
-from harness.scorers._batching import Image
+from harness.scorers.batching import Image
 from harness.scorers.word_removed import Left, remove
 from harness.shapes import world
 

@@ -98,7 +98,7 @@ def test_a_docstring_of_a_class_or_function_is_no_code_and_a_text_is() -> None:
 
 def test_what_is_ignored_is_there_and_holds_no_maths() -> None:
     for name in fingerprint.IGNORED:
-        assert fingerprint._source(name) is not None, name
+        assert fingerprint.source_file(name) is not None, name
         imports = [n for n in fingerprint._parsed(fingerprint._text(name)).body if isinstance(n, ast.Import)]
         assert not {a.name for n in imports for a in n.names} & {"torch", "numpy", "scipy"}, name
 

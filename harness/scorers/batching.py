@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from harness.errors import RowError
 from harness.models import progress
+from harness.scorers import _find
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB
 
@@ -118,10 +118,7 @@ def _scored(
         for (row, _), values in zip(part, compute(batch + batch[:1] * (size - len(batch))), strict=False):
             row.update(values)
         progress.rows(len(part))
-    return {
-        name: [row.get(name) for row in rows]
-        for name in (*importlib.import_module(f"harness.scorers.{stem}").COLUMNS, error)
-    }
+    return {name: [row.get(name) for row in rows] for name in (*_find.module(stem).COLUMNS, error)}
 
 
 def checked(image: Image) -> Image:
