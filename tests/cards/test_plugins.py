@@ -48,7 +48,9 @@ PAIR, LIBRARIES, MICRO_BATCH = False, ("numpy",), 1
 def weights(params):
     return []
 def load(params):
-    return lambda images: in_micro_batches("NAME", images, lambda i: i.mean(), lambda b: [{"NAME_mean": v} for v in b], 1)
+    return lambda images: in_micro_batches("NAME", images, lambda image: image.mean(), rows, 1)
+def rows(batch):
+    return [{"NAME_mean": value} for value in batch]
 '''
 CARD = """summary: of a stranger
 paper: none
@@ -113,8 +115,8 @@ def test_a_mechanism_a_scorer_and_a_card_of_a_package_are_found_like_our_own(sit
 
 def test_list_and_describe_say_who_brings_it(site: Site) -> None:
     folder = whole(site)
-    found = json.loads(call("list", "--json").stdout)
-    assert found["provided_by"] == {"defenses": {"strange": "strange 1.0"}, "scorers": {"strange": "strange 1.0"}}
+    listed = json.loads(call("list", "--json").stdout)
+    assert listed["provided_by"] == {"defenses": {"strange": "strange 1.0"}, "scorers": {"strange": "strange 1.0"}}
     assert "[strange 1.0]" in call("list", "defenses").stdout
     assert "[strange 1.0]" in call("list", "scorers").stdout
     about = json.loads(call("describe", "strange", "--json").stdout)["found"]
@@ -194,8 +196,10 @@ def test_cards_with_one_name_are_refused_with_both_files_and_an_asked_folder_win
     taken["stranger/pipelines/defenses/sld-max.yaml"] = CARD.replace("MECHANISM", "none")
     taken["stranger/__init__.py"] = ""
     place = site("stranger", {"cards": {"stranger": "stranger"}}, taken)
-    with pytest.raises(UserError, match=r"'strange' is brought by .*strange 1.0 \(.*stranger 1.0|stranger.*strange 1.0"):
+    with pytest.raises(UserError, match="'strange' is brought by ") as refused:
         load_card(DefenseCard, "strange", card_roots())
+    assert "strange 1.0 (" in str(refused.value)
+    assert "stranger 1.0 (" in str(refused.value)
     with pytest.raises(UserError, match="'sld-max' is brought by harness itself") as refused:
         load_card(DefenseCard, "sld-max", card_roots())
     assert str(place / "stranger/pipelines/defenses/sld-max.yaml") in str(refused.value)
