@@ -16,7 +16,7 @@ from harness.cards.places import PACKAGE
 from harness.cards.weights_ref import WeightsRef
 from harness.errors import UserError
 
-Kind = Literal["backbone", "defense", "regenerator", "judge", "policy", "profile", "dataset", "report"]
+Kind = Literal["backbone", "defense", "regenerator", "judge", "policy", "profile", "sweep", "dataset", "report"]
 
 FOLDERS: dict[Kind, str] = {
     "backbone": "pipelines/backbones",
@@ -25,6 +25,7 @@ FOLDERS: dict[Kind, str] = {
     "judge": "pipelines/judges",
     "policy": "pipelines/policies",
     "profile": "pipelines/profiles",
+    "sweep": "pipelines/sweeps",
     "dataset": "datasets",
     "report": "reports",
 }

@@ -17,11 +17,12 @@ from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
 from harness.cards.report import ReportCard
+from harness.cards.sweep import SweepCard
 from harness.cards.yaml_file import parse, show
 from harness.errors import UserError, nearest
 
 KINDS: tuple[type[Card], ...] = (
-    BackboneCard, DefenseCard, RegeneratorCard, JudgeCard, PolicyCard, ProfileCard, BenchmarkCard, ReportCard,
+    BackboneCard, DefenseCard, RegeneratorCard, JudgeCard, PolicyCard, ProfileCard, SweepCard, BenchmarkCard, ReportCard,
 )  # fmt: skip
 
 AnyCard = TypeVar("AnyCard", bound=Card)

@@ -106,7 +106,12 @@ def defense(spec: str, roots: Sequence[Path]) -> DefenseStack:
     Raises:
         UserError: an unknown card, a part that is no KEY=VALUE, a value that is none.
     """
-    return DefenseStack(tuple(_layer(part, spec, roots) for part in _STACKED.split(spec)))
+    return DefenseStack(tuple(_layer(part, spec, roots) for part in layers(spec)))
+
+
+def layers(spec: str) -> list[str]:
+    """The parts of a defense's name that stand on top of each other."""
+    return _STACKED.split(spec)
 
 
 def _layer(part: str, spec: str, roots: Sequence[Path]) -> DefenseCard:

@@ -19,13 +19,14 @@ from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
 from harness.cards.report import ReportCard
+from harness.cards.sweep import SweepCard
 from harness.cli import options
 from harness.pipeline import prerequisites
 
 # What a person types -> kind of card.
 KINDS: dict[str, type[Card]] = {
     "backbones": BackboneCard, "defenses": DefenseCard, "regenerators": RegeneratorCard, "judges": JudgeCard,
-    "policies": PolicyCard, "profiles": ProfileCard, "datasets": BenchmarkCard, "reports": ReportCard,
+    "policies": PolicyCard, "profiles": ProfileCard, "sweeps": SweepCard, "datasets": BenchmarkCard, "reports": ReportCard,
 }  # fmt: skip
 # Other words for them; one of a kind names the kind too (`harness list defense`).
 _ALSO = {

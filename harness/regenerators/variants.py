@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ class Regenerator:
             settings["drawing guidance"] = "the backbone's own"
         return settings
 
+    def values(self) -> dict[str, Any]:
+        """The value of everything that a name may change, by the key that the name uses: ``alpha``, ``draw.seed``."""
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return {shown: getattr(sections[section], key) for shown, (section, key) in _homes(sections).items()}
+
     def deviations(self) -> dict[str, Any]:
         """What departs from the published procedure, so that no table of the paper takes the number for its own."""
         departures = []
@@ -106,15 +111,21 @@ def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Re
     return list({r.variant: r for r in regenerators}.values())
 
 
+def _homes(sections: Mapping[str, Any]) -> dict[str, tuple[Section, str]]:
+    """Section and key of what a name may change; a key that two sections have is named with the later one's."""
+    homes: dict[str, tuple[Section, str]] = {}
+    for section in SECTIONS:
+        for key in type(sections[section]).model_fields if sections[section] is not None else ():
+            if key not in OWN_KEYS:
+                homes[f"{section}.{key}" if key in homes else key] = (section, key)
+    return homes
+
+
 def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
     name, asked = overrides.parse(spec, "--regen")
     card = load_card(RegeneratorCard, name, roots)
     plain = merged_sections(card, edition, {})
-    homes: dict[str, tuple[Section, str]] = {}  # a key that two sections have is named with the later one's
-    for section in SECTIONS:
-        for key in type(plain[section]).model_fields if plain[section] is not None else ():
-            if key not in OWN_KEYS:
-                homes[f"{section}.{key}" if key in homes else key] = (section, key)
+    homes = _homes(plain)
     overrides.known(spec, "--regen", asked, list(homes), card.path)
     by_section: dict[str, dict[str, str]] = {}
     for name_of_key in sorted(asked, key=list(homes).index):
