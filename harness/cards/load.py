@@ -22,7 +22,8 @@ from harness.cards.yaml_file import parse, show
 from harness.errors import UserError, nearest
 
 KINDS: tuple[type[Card], ...] = (
-    BackboneCard, DefenseCard, RegeneratorCard, JudgeCard, PolicyCard, ProfileCard, SweepCard, BenchmarkCard, ReportCard,
+    BackboneCard, DefenseCard, RegeneratorCard, JudgeCard, PolicyCard, ProfileCard, SweepCard, BenchmarkCard,
+    ReportCard,
 )  # fmt: skip
 
 AnyCard = TypeVar("AnyCard", bound=Card)

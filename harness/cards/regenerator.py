@@ -186,7 +186,7 @@ class RegeneratorCard(Card):
         return self
 
 
-def merged_sections(card: RegeneratorCard, edition: str, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def merged_sections(card: RegeneratorCard, edition: str, asked: Mapping[Section, Mapping[str, Any]]) -> dict[Any, Any]:
     """The sections with the edition's values over the card's own, and those asked for over both."""
     sections: dict[str, Any] = {}
     for name in SECTIONS:

@@ -26,7 +26,8 @@ from harness.pipeline import prerequisites
 # What a person types -> kind of card.
 KINDS: dict[str, type[Card]] = {
     "backbones": BackboneCard, "defenses": DefenseCard, "regenerators": RegeneratorCard, "judges": JudgeCard,
-    "policies": PolicyCard, "profiles": ProfileCard, "sweeps": SweepCard, "datasets": BenchmarkCard, "reports": ReportCard,
+    "policies": PolicyCard, "profiles": ProfileCard, "sweeps": SweepCard, "datasets": BenchmarkCard,
+    "reports": ReportCard,
 }  # fmt: skip
 # Other words for them; one of a kind names the kind too (`harness list defense`).
 _ALSO = {

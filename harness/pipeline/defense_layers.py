@@ -56,7 +56,7 @@ def layer(
         card: the defense.
         params: resolved, with ``concept``.
         common: the key's part that says what the backbone is.
-        hashes: of files that the parameters name.
+        hashes: of files that the parameters name, and of code.
 
     Raises:
         UserError: a file that is not there.
@@ -72,7 +72,7 @@ def layer(
     built = {**common, "libraries": libraries, "method": method, "guard": guard.VERSION}
     if defenses.estimate(card.mechanism, params).images:
         modules.append("harness.pipeline.stages.training_images")
-    built["code"] = fingerprint.code(modules)
+    built["code"] = hashes.code(modules)
     return Layer(card=card, params=params, method=method, artefact=built, fingerprint=fingerprint.digest(built))
 
 

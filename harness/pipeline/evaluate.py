@@ -24,7 +24,17 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import TransientError, UserError
 from harness.metrics import measure
 from harness.metrics.cells import Cell
-from harness.pipeline import accepted, build_progress, builds, costs, plan, prerequisites, results, set_metrics
+from harness.pipeline import (
+    accepted,
+    build_progress,
+    builds,
+    costs,
+    plan,
+    prerequisites,
+    results,
+    run_status,
+    set_metrics,
+)
 from harness.pipeline.plan import Plan
 from harness.pipeline.progress import Progress, Snapshot
 from harness.pipeline.record import record_of
@@ -87,10 +97,21 @@ class Finished:
         }
 
 
-def prepare(request: Request, places: Places) -> Plan:
+def file_hashes(places: Places) -> FileHashes:
+    """Hashes of files, kept in the store where there is one."""
+    Store.check(places.store)
+    return FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
+
+
+def prepare(request: Request, places: Places, hashes: FileHashes | None = None) -> Plan:
     """The plan of ``request``, after checking that all it needs is on this machine.
 
     Writes nothing, except that a store that is there keeps the hashes of files.
+
+    Args:
+        request: what is asked for.
+        places: its folders.
+        hashes: of files, where several plans are made; by default ``file_hashes``.
 
     Raises:
         UserError: a wrong name, file or store; or one message that lists everything missing and how to get it.
@@ -104,8 +125,7 @@ def prepare(request: Request, places: Places) -> Plan:
         places.data,
         prerequisites.scorer_names(request, chosen),
     )
-    hashes = FileHashes(places.store / "sha256.json" if Store.is_at(places.store) else None)
-    made = plan.make(request, places.roots, places.data, hashes)
+    made = plan.make(request, places.roots, places.data, hashes or file_hashes(places))
     return accepted.adopt(made, Store(places.store), request.accept_change)
 
 
@@ -122,27 +142,70 @@ def evaluate(
     made = prepare(request, places)
     warn_left_out(made)
     run = places.out / made.name
+    with held(made, places, run, command) as hold:
+        outcome = hold.compute(resources, budget, progress)
+        if outcome is not None and not outcome.complete:
+            hold.status.finished(outcome, outcome.errors, complete=False)
+            return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
+        hold.say(progress, "counting")
+        finished = _conclude(made, hold.store, run, outcome, command)
+        hold.status.finished(outcome, finished.errors, complete=True)
+        return finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """A run that this process holds: nobody else writes what it writes."""
+
+    plan: Plan
+    store: Store
+    run: Path
+    status: run_status.Keeper
+
+    def compute(self, resources: Resources, budget: Budget, progress: Progress) -> Outcome | None:
+        """Compute what is not in the store yet; None where everything is.
+
+        Raises:
+            UserError: images that are needed were discarded.
+        """
+        if not self.plan.missing(self.store):
+            return None
+        _require_undiscarded(self.plan, self.store)
+        builds.require_fitting(self.plan, self.store)
+        from harness.pipeline import executor
+        from harness.pipeline.stages.base import WorkerContext
+
+        device = "cuda" if resources.num_gpus else "cpu"
+        context = WorkerContext(
+            store=self.store,
+            run=self.run,
+            device=device,
+            limit_s=_PATIENCE_S[device],
+            silence_s=builds.SILENCE_S[device],
+        )
+        warn_of_builds(self.plan, self.store)
+        too_many = _too_many(self.plan.request, budget, self.plan.num_rows)
+        return executor.execute(self.plan, context, resources, self.status.heard(progress), too_many)
+
+    def say(self, progress: Progress, doing: str) -> None:
+        """Tell what the driver is doing now."""
+        self.status.heard(progress)(Snapshot(doing=doing))
+
+
+@contextlib.contextmanager
+def held(made: Plan, places: Places, run: Path, command: str) -> Iterator[Hold]:
+    """Hold what carrying out ``made`` writes, and keep the run's status, while the block runs.
+
+    Raises:
+        UserError: a folder cannot be written, or another run holds some of it.
+        TransientError: a disk is full.
+    """
     _check_out(run)
     store = Store.open(places.store)
     with _disks(), store.lock(_writes(made, store, run)):
         _make_out(run)
-        outcome = None
-        if made.missing(store):
-            _require_undiscarded(made, store)
-            builds.require_fitting(made, store)
-            from harness.pipeline import executor
-            from harness.pipeline.stages.base import WorkerContext
-
-            device = "cuda" if resources.num_gpus else "cpu"
-            context = WorkerContext(
-                store=store, run=run, device=device, limit_s=_PATIENCE_S[device], silence_s=builds.SILENCE_S[device]
-            )
-            warn_of_builds(made, store)
-            outcome = executor.execute(made, context, resources, progress, _too_many(request, budget, made.num_rows))
-            if not outcome.complete:
-                return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
-        progress(Snapshot(doing="counting"))
-        return _conclude(made, store, run, outcome, command)
+        with run_status.kept(run, command) as status:
+            yield Hold(plan=made, store=store, run=run, status=status)
 
 
 def _too_many(request: Request, budget: Budget, rows: int) -> Callable[[int], bool]:

@@ -66,6 +66,7 @@ def execute(
         outcome.details.append(f"{outcome.errors} rows had failed before")
         return outcome
     watch = Watch(plan, context.store, context.run, resources.workers, progress)
+    watch.errors = outcome.errors
     interrupt = Interrupt(context.stop, watch.say)
     executor = _inline if resources.executor == "inline" else _ray
     with interrupt.handled(), watch.watching(), executor(plan, context, resources, watch, interrupt) as run:
@@ -75,6 +76,7 @@ def execute(
             for table in run(phase, tickets) if tickets else ():
                 for ticket in table.to_pylist():
                     came.add(ticket)
+                watch.errors = came.errors
                 if over_budget(came.errors):
                     context.stop.touch()
             outcome.take(came, len(tickets))

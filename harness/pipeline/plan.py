@@ -50,6 +50,7 @@ class Plan:
     policies: Mapping[str, tuple[PolicyCard, ...]]  # by concept
     left_out: tuple[LeftOut, ...] = ()  # that "all" would have meant
     asked_builds: tuple[StageSpec, ...] = ()  # by themselves, whether anything is drawn with them or not
+    cells: tuple[tuple[int, str], ...] = ()  # of a sweep: condition and variant of each, for the progress display
 
     @property
     def name(self) -> str:

@@ -38,6 +38,8 @@ class Snapshot:
     stages: Mapping[str, StageProgress] = field(default_factory=dict)
     eta_s: float | None = None  # seconds to go by the rows' measured time; None: not known
     at_least: bool = False  # whether ``eta_s`` leaves out stages that have not begun
+    cells: tuple[int, int] | None = None  # of a sweep: cells of which every stage is done, and cells in all
+    errors: int = 0  # rows that failed, now or in an earlier start
 
 
 Progress = Callable[[Snapshot], None]
@@ -58,7 +60,15 @@ class Watch:
         self._before = {stage: self._published(paths) for stage, paths in self._rows.items()}
         self._costs: dict[Path, tuple[float, int]] = {}
         self._doing = ""
+        self.errors = 0  # rows that failed, as the driver has heard
+        self._cells = [self._paths_of(*cell) for cell in plan.cells]
         self._done = threading.Event()
+
+    def _paths_of(self, condition: int, variant: str) -> set[Path]:
+        """The shards of all that a variant's numbers come from."""
+        own = self._plan.conditions[condition]
+        (chosen,) = (v for v in own.variants if v.name == variant)
+        return {self._store.path(s.stage, s.fingerprint, shard.key) for s in chosen.stages for shard in own.shards}
 
     def say(self, doing: str) -> None:
         """Tell at once what the driver is doing; holds until workers say what they do."""
@@ -83,7 +93,9 @@ class Watch:
 
     def _look(self) -> Snapshot:
         said = activity.read(self._run)
-        stages = {stage: self._stage(stage, [a for a in said if a["stage"] == stage]) for stage in self._rows}
+        there = {stage: self._published(paths) for stage, paths in self._rows.items()}
+        stages = {s: self._stage(s, there[s], [a for a in said if a["stage"] == s]) for s in self._rows}
+        published = set[Path]().union(*there.values())
         to_go = {name: s for name, s in stages.items() if s.done < s.total}
         known = [(s.total - s.done) * s.seconds for s in to_go.values() if s.seconds is not None]
         return Snapshot(
@@ -91,11 +103,12 @@ class Watch:
             stages=stages,
             eta_s=sum(known) / self._workers if known else None,
             at_least=len(known) < len(to_go),
+            cells=(sum(paths <= published for paths in self._cells), len(self._cells)) if self._cells else None,
+            errors=self.errors,
         )
 
-    def _stage(self, stage: str, said: list[dict[str, Any]]) -> StageProgress:
+    def _stage(self, stage: str, published: set[Path], said: list[dict[str, Any]]) -> StageProgress:
         paths = self._rows[stage]
-        published = self._published(paths)
         for path in published - self._before[stage]:
             if path not in self._costs and (cost := self._store.cost(path)):
                 self._costs[path] = (cost["seconds"], cost["rows"])

@@ -64,7 +64,7 @@ class Specs:
         key = {
             "schema": VERSION,
             "libraries": _versions("imported"),
-            "code": _code("imported"),
+            "code": self._code("imported"),
         }
         return _spec("imported", {}, key)
 
@@ -89,7 +89,7 @@ class Specs:
             "weights": weights.identity(card.weights()[0], self.hashes),
             "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
             "libraries": _versions("caption"),
-            "code": _code("caption"),
+            "code": self._code("caption"),
             "upstream": generate.fingerprint,
         }
         stage = _named("caption", card.name, self.profile.captioner)
@@ -100,7 +100,7 @@ class Specs:
         clip = self.clip()
         upstream = (generate,) if caption is None else (generate, caption)
         key = self._clip_key("embed", clip) | {
-            "code": _code("embed"),
+            "code": self._code("embed"),
             "upstream": [u.fingerprint for u in upstream],
         }
         worker = {"clip": self._held(clip) | {"source": self._source(clip.source, self.profile.root)}}
@@ -128,7 +128,7 @@ class Specs:
         common = {"settings": settings, "banned": list(banned)}
         key = self._clip_key("optimise", clip) | common | {
             "guard": guard.VERSION,
-            "code": _code("optimise"),
+            "code": self._code("optimise"),
             "upstream": [embed.fingerprint],
         }  # fmt: skip
         worker = common | {"clip": self._held(clip) | {"source": self._source(clip.source, self.profile.root)}}
@@ -164,7 +164,7 @@ class Specs:
             "guidance": regen.draw.guidance,
             "variant": regen.variant,
             "text": regen.draw.text,
-            "code": _code("draw", *_modules(defense)),
+            "code": self._code("draw", *_modules(defense)),
             "upstream": [s.fingerprint for s in (generate, *made)],
         }
         stage = _named("draw", backbone.name, self.backbone.name)
@@ -189,7 +189,7 @@ class Specs:
             "instruction": image_editing.instruction(edit, concept),
             "weights": image_editing.identity(edit, root, self.hashes, name),
             "libraries": fingerprint.versions(image_editing.LIBRARIES),
-            "code": _code("edit"),
+            "code": self._code("edit"),
             "upstream": [generate.fingerprint],
         }
         worker = {
@@ -217,7 +217,7 @@ class Specs:
             "params": {name: value for name, value in params.items() if not _leads_to(value, paths)},
             "weights": files,
             "libraries": fingerprint.versions(scorers.libraries(stem)),
-            "code": _code("score", scorers.module_name(stem)),
+            "code": self._code("score", scorers.module_name(stem)),
             "upstream": images.fingerprint,
         }
         if reference is not None:
@@ -284,7 +284,7 @@ class Specs:
             "method": [one.method for one in layers] if len(layers) > 1 else layers[0].method,
             "artefact": [one.fingerprint for one in layers] if len(layers) > 1 else layers[0].fingerprint,
             "libraries": common["libraries"] | defense_layers.versions(*defense.layers),
-            "code": _code("generate", *_modules(defense)),
+            "code": self._code("generate", *_modules(defense)),
         }
         worker = {
             "backbone": defense_layers.plain(backbone) | micro_batch,
@@ -312,15 +312,14 @@ class Specs:
         """A card's micro-batch, which partial ones are padded to, or the rows of the subset where they are fewer."""
         return micro_batch if self.most_rows is None else min(micro_batch, self.most_rows)
 
+    def _code(self, kind: str, *modules: str) -> str:
+        """Digest of the code of a kind of stage, and of what its worker finds by name."""
+        return self.hashes.code([f"harness.pipeline.stages.{kind}", *modules])
+
     @staticmethod
     def _source(source: str, root: Path) -> str:
         """A folder for packaged weights, else the hub id."""
         return str(locate(source, root)) if source.startswith("package:") else source
-
-
-def _code(kind: str, *modules: str) -> str:
-    """Digest of the code of a kind of stage, and of what its worker finds by name."""
-    return fingerprint.code([f"harness.pipeline.stages.{kind}", *modules])
 
 
 def _modules(defense: DefenseStack) -> list[str]:

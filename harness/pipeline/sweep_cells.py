@@ -15,7 +15,7 @@ from harness.cards.load import load_card
 from harness.cards.profile import ProfileCard
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
-from harness.pipeline.sweep_grid import CAPTIONED_BY, CAPTIONER, SECTIONS, Combination, Grid
+from harness.pipeline.sweep_grid import CAPTIONED_BY, CAPTIONER, Combination, Grid
 from harness.regenerators import variants
 from harness.regenerators.variants import NONE, Regenerator
 
@@ -110,14 +110,17 @@ class CellReader:
         """What a cell has on an axis, the card's own value where the axis leaves it; None where there is no such."""
         section, _, parameter = (CAPTIONED_BY if axis == CAPTIONER else axis).partition(".")
         if not parameter:
-            return str(cell.variant) if axis == "regen" else getattr(cell, axis)  # type: ignore[no-any-return]
+            value: Value = getattr(cell, "variant" if axis == "regen" else axis)
+            return value
         if section == "backbone":
-            return getattr(cards.backbone, parameter)  # type: ignore[no-any-return]
+            value = getattr(cards.backbone, parameter)
+            return value
         if section == "regen":
             value = None if cards.regen is None else cards.regen.values().get(parameter)
             return self._profile.captioner if axis == CAPTIONER and value is None else value
         resolved = cards.defense.resolve(self._profile.edition, self._concept or cards.bench.concept)
-        return resolved[0].get(parameter)  # type: ignore[no-any-return]
+        value = resolved[0].get(parameter)
+        return value
 
 
 def _benchmark(name: str, roots: Sequence[Path]) -> BenchmarkCard:

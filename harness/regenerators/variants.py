@@ -57,7 +57,7 @@ class Regenerator:
 
     def values(self) -> dict[str, Any]:
         """The value of everything that a name may change, by the key that the name uses: ``alpha``, ``draw.seed``."""
-        sections = {name: getattr(self, name) for name in SECTIONS}
+        sections: dict[Section, Any] = {name: getattr(self, name) for name in SECTIONS}
         return {shown: getattr(sections[section], key) for shown, (section, key) in _homes(sections).items()}
 
     def deviations(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Re
     return list({r.variant: r for r in regenerators}.values())
 
 
-def _homes(sections: Mapping[str, Any]) -> dict[str, tuple[Section, str]]:
+def _homes(sections: Mapping[Section, Any]) -> dict[str, tuple[Section, str]]:
     """Section and key of what a name may change; a key that two sections have is named with the later one's."""
     homes: dict[str, tuple[Section, str]] = {}
     for section in SECTIONS:

@@ -174,11 +174,15 @@ def _version(name: str) -> str | None:
 
 
 class FileHashes:
-    """sha256 of files, remembered by path, size and modification time in one JSON file."""
+    """sha256 of files, remembered by path, size and modification time in one JSON file; and digests of code.
+
+    Those of code are remembered for as long as the object lives, which is while something is planned.
+    """
 
     def __init__(self, memory: Path | None = None) -> None:
         self._memory = memory
         self._known: dict[str, str] = {}
+        self._codes: dict[tuple[str, ...], str] = {}
         if memory is not None and memory.exists():
             with contextlib.suppress(OSError, ValueError):  # only a cache: what cannot be read is begun anew
                 remembered = json.loads(memory.read_text())
@@ -192,6 +196,13 @@ class FileHashes:
             self._known[key] = sha256_of(path)
             self._save()
         return self._known[key]
+
+    def code(self, modules: Iterable[str]) -> str:
+        """``code`` of the modules, whose sources are read once."""
+        names = tuple(modules)
+        if names not in self._codes:
+            self._codes[names] = code(names)
+        return self._codes[names]
 
     def of_folder(self, folder: Path) -> dict[str, str]:
         """sha256 of every file below ``folder``, by its path relative to it."""

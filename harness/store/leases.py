@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError
 from harness.store.files import write_atomically
+from harness.store.holder import EXPIRY_S, Holder, file_system_time
 
 FOLDER = ".leases"
 EVERYTHING = "*"
-EXPIRY_S = 90.0  # without renewal; the process of a lease on this host is looked for besides
 _RENEW_S = 20.0
 _DOOR_S = 30.0  # for others to look and write theirs
 
@@ -78,13 +75,13 @@ def _door(root: Path) -> Iterator[None]:
 
 def _refuse(root: Path, names: set[str]) -> None:
     """Refuse what others hold; remove what nobody holds any more."""
-    now = _now(root)
+    now = file_system_time(root / FOLDER)
     for path in (root / FOLDER).glob("*.json"):
         try:
             held, age = json.loads(path.read_text()), now - path.stat().st_mtime
         except (OSError, ValueError):  # gone meanwhile; or cut short, which no writer of ours leaves
             continue
-        if age > EXPIRY_S or _is_dead(held):
+        if age > EXPIRY_S or Holder.from_json(held).is_gone:
             path.unlink(missing_ok=True)
             continue
         theirs = set(held["writes"])
@@ -97,34 +94,8 @@ def _refuse(root: Path, names: set[str]) -> None:
             )
 
 
-def _now(root: Path) -> float:
-    """The file system's time."""
-    probe = root / FOLDER / f".now.{uuid.uuid4().hex}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _is_dead(held: dict[str, Any]) -> bool:
-    """Whether a lease's process was on this host, and has ended."""
-    return bool(held.get("host") == socket.gethostname() and held.get("started") != _started(held["pid"]))
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this host began, in the kernel's ticks since it booted; None where there is no such process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-    return f"{boot} {ticks}"
-
-
 def _write(path: Path, names: list[str]) -> None:
-    pid = os.getpid()
-    content = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "writes": names}
+    content = {**Holder.here().to_json(), "writes": names}
     write_atomically(path, json.dumps(content).encode())
 
 

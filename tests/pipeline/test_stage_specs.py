@@ -210,7 +210,8 @@ def test_imported_images_are_read_anew_when_what_reads_or_judges_them_changes(
     plain = specs.imported()
     asked: list[str] = []
     monkeypatch.setattr("harness.store.fingerprint.code", lambda modules: asked.extend(closure(modules)) or "x")
-    assert specs.imported().fingerprint != plain.fingerprint
+    anew = Specs(made.profile, made.backbone, card_roots(root), FileHashes())
+    assert anew.imported().fingerprint != plain.fingerprint
     assert {"harness.data.image_folder", "harness.pipeline.stages.images", "harness.scorers.degenerate"} <= set(asked)
     assert plain.key["libraries"]["pillow"]
 

@@ -35,6 +35,7 @@ from harness.pipeline.stages.attempts import HOPELESS, Bisection, DeadlyError, M
 from harness.store.schema import INHERITED, KEY
 from harness.store.shards import Store, columns, is_complete, publish, read
 
+STOP = "STOP"  # file in a run's folder: what is being computed finishes its stage, nothing else begins
 _LOADING = "(loading)"  # in a mark, in a row's place
 
 TICKET = pa.schema(
@@ -82,7 +83,7 @@ class WorkerContext:
 
     @property
     def stop(self) -> Path:
-        return self.run / "STOP"
+        return self.run / STOP
 
 
 class StageActor:
