@@ -12,7 +12,21 @@ from typing import Any
 
 import typer
 
-from harness.cli import audit, build, catalog, compare, evaluate, fetch, images, judge, publish, report, store
+from harness.cli import (
+    audit,
+    build,
+    catalog,
+    compare,
+    evaluate,
+    fetch,
+    images,
+    judge,
+    publish,
+    report,
+    status,
+    store,
+    sweep,
+)
 from harness.cli.repeated import watch
 from harness.errors import TransientError, UserError
 from harness.store.version import __version__
@@ -35,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (evaluate, build, images, catalog, report, compare, audit, judge, fetch, store, publish):
+for module in (evaluate, sweep, status, build, images, catalog, report, compare, audit, judge, fetch, store, publish):
     module.register(app)
 
 _Misuse: Any = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this Typer has it from

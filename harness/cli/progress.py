@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from harness.pipeline.progress import Snapshot, StageProgress
+    from harness.pipeline.run_status import RunStatus
 
 _FIRST_LINE_S = 1.0  # what is over sooner says nothing
 _FIRST_PLAIN_LINE_S = 4.0  # in a file or a pipe: a mistake found by then is all that is said
@@ -102,7 +103,7 @@ class Display:
         through = sum(s.done == s.total for s in snapshot.stages.values())
         rows = [f"{stage} {s.done}/{s.total} rows" for stage, s in at_work.items()]
         stages = f"{through} of {len(snapshot.stages)} stages done"
-        self._write("; ".join(part for part in (self._doing, *rows, stages, eta(snapshot)) if part))
+        self._write("; ".join(part for part in (self._doing, *rows, stages, extent(snapshot), eta(snapshot)) if part))
 
     def _write(self, text: str) -> None:
         self._stream.write(f"[{time.monotonic() - self._started:4.0f} s] {text}\n")
@@ -141,7 +142,7 @@ class Display:
         for stage, s in self._snapshot.stages.items():
             bar = ProgressBar(total=max(s.total, 1), completed=s.done, width=_BAR)
             table.add_row(stage, bar, f"{s.done}/{s.total} rows", rate(s))
-        return Group(table, head, Text(eta(self._snapshot)))
+        return Group(table, head, Text("; ".join(filter(None, (extent(self._snapshot), eta(self._snapshot))))))
 
 
 def _standard_error() -> tuple[TextIO, bool]:
@@ -164,7 +165,14 @@ def rate(stage: StageProgress) -> str:
     return f"{stage.seconds:.1f} s/row" if stage.seconds >= 1 else f"{1 / stage.seconds:.1f} rows/s"
 
 
-def eta(snapshot: Snapshot) -> str:
+def extent(snapshot: Snapshot) -> str:
+    """Cells of a sweep that are done, and rows that failed; empty where there are none."""
+    cells = f"{snapshot.cells[0]} of {snapshot.cells[1]} cells done" if snapshot.cells else ""
+    errors = f"{snapshot.errors} rows failed" if snapshot.errors else ""
+    return ", ".join(filter(None, (cells, errors)))
+
+
+def eta(snapshot: Snapshot | RunStatus) -> str:
     """How long it will take; empty where it is not known."""
     if snapshot.eta_s is None:
         return ""

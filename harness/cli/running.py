@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -133,7 +134,7 @@ def run(
         finished = evaluate(request, places, resources(machine), budget, display, command)
     if not finished.cells:
         assert finished.outcome is not None
-        _unfinished(finished, finished.outcome, budget, manner.discard)
+        unfinished(finished.run, finished.outcome, budget, finished.plan.num_rows, manner.discard)
     if manner.json:
         options.emit(summary(finished))
     else:
@@ -143,12 +144,7 @@ def run(
     then(finished)
     if manner.discard:
         _discard(finished.plan, places)
-    if budget.exceeded(finished.errors, finished.rows):
-        print(
-            f"harness: {finished.errors} of {finished.rows} rows failed, more than --max-errors {manner.max_errors}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(3)
+    check_errors(finished.errors, finished.rows, budget, manner.max_errors)
     return finished
 
 
@@ -162,6 +158,13 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
+def check_errors(errors: int, rows: int, budget: Budget, said: str) -> None:
+    """Leave with exit code 3 where more rows failed than ``said`` allows."""
+    if budget.exceeded(errors, rows):
+        print(f"harness: {errors} of {rows} rows failed, more than --max-errors {said}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
 def _discard(plan: Plan, places: Places) -> None:
     """Remove the run's own images from the store."""
     from harness.pipeline.results import images_of
@@ -173,20 +176,28 @@ def _discard(plan: Plan, places: Places) -> None:
     print(f"images discarded, {freed / 1e6:.1f} MB freed", file=sys.stderr)
 
 
-def _unfinished(finished: Finished, outcome: Outcome, budget: Budget, discard: bool) -> None:
-    """Say what stopped the run and how to go on; never returns."""
+def unfinished(run: Path, outcome: Outcome, budget: Budget, rows: int, discard: bool = False) -> NoReturn:
+    """Say what stopped the run and how to go on, and leave with the exit code that says so.
+
+    Args:
+        run: its folder.
+        outcome: how its tickets ended.
+        budget: how many rows may fail.
+        rows: images in all.
+        discard: whether images were to be discarded.
+    """
     counts = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items()))
     print(f"harness: not complete ({counts} shards); what is done is kept in the store", file=sys.stderr)
     for detail in outcome.details[:5]:
         print(f"  {detail}", file=sys.stderr)
-    print(f"  details: {finished.run / 'log'}; run the same command again to go on", file=sys.stderr)
+    print(f"  details: {run / 'log'}; run the same command again to go on", file=sys.stderr)
     if discard:
         print(
             "  --discard-images: nothing is discarded, since not every image is scored; go on, or remove them with "
             "`harness store prune --images`",
             file=sys.stderr,
         )
-    if budget.exceeded(outcome.errors, finished.plan.num_rows):
+    if budget.exceeded(outcome.errors, rows):
         raise typer.Exit(3)
     if outcome.statuses["failed"] or outcome.statuses["lost"]:
         raise typer.Exit(1)

@@ -234,6 +234,13 @@ def resolve(name: str, out: Path) -> Path:
     raise UserError(f"no run {name!r} in {out}{nearest(name, known)} (the latest there: {told}; or say --out)")
 
 
+def mark_stopped(run: Path, status: RunStatus) -> RunStatus:
+    """Say of a run whose process was ended by ``stop`` before it could say so itself."""
+    marked = replace(status, state=STOPPED)
+    announce(run, marked)
+    return marked
+
+
 def stop(run: Path, at_once: bool = False) -> RunStatus | None:
     """Ask a run to end: what is being computed finishes its stage and is published, nothing else begins.
 

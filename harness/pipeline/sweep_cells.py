@@ -110,17 +110,19 @@ class CellReader:
         """What a cell has on an axis, the card's own value where the axis leaves it; None where there is no such."""
         section, _, parameter = (CAPTIONED_BY if axis == CAPTIONER else axis).partition(".")
         if not parameter:
-            value: Value = getattr(cell, "variant" if axis == "regen" else axis)
-            return value
+            return _plain(getattr(cell, "variant" if axis == "regen" else axis))
         if section == "backbone":
-            value = getattr(cards.backbone, parameter)
-            return value
+            return _plain(getattr(cards.backbone, parameter))
         if section == "regen":
             value = None if cards.regen is None else cards.regen.values().get(parameter)
-            return self._profile.captioner if axis == CAPTIONER and value is None else value
+            return _plain(self._profile.captioner if axis == CAPTIONER and value is None else value)
         resolved = cards.defense.resolve(self._profile.edition, self._concept or cards.bench.concept)
-        value = resolved[0].get(parameter)
-        return value
+        return _plain(resolved[0].get(parameter))
+
+
+def _plain(value: Any) -> Value:
+    """A value as a table holds it: what a card has as a list is told in words."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _benchmark(name: str, roots: Sequence[Path]) -> BenchmarkCard:

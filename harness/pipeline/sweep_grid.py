@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.cards.sweep import Mode
+from harness.cards.overrides import said
+from harness.cards.sweep import Mode, SweepCard
 from harness.errors import UserError, nearest
 
 LISTS = ("backbone", "seed", "defense", "bench", "regen")  # in the order in which cells come
@@ -98,3 +99,31 @@ def _check_name(axis: str) -> None:
     near = nearest(axis, names) if not dot else nearest(section, SECTIONS)
     sections = ", ".join(f"{s}.PARAMETER" for s in SECTIONS)
     raise UserError(f"--set {axis}: nothing goes by that name{near} (there are: {', '.join(names)}, {sections})")
+
+
+@dataclass(frozen=True)
+class CardGrid:
+    """What a sweep card combines."""
+
+    card: SweepCard
+
+    def under(
+        self, lists: Mapping[str, tuple[str, ...]], axes: Mapping[str, tuple[str, ...]], mode: Mode | None
+    ) -> Grid:
+        """The card's grid; lists and axes that are given replace its own, and add to them.
+
+        Raises:
+            UserError: they contradict the rest of the card.
+        """
+        card = self.card
+        own = {
+            "defense": card.defenses,
+            "bench": card.benches,
+            "backbone": card.backbones,
+            "regen": card.regenerators,
+            "seed": tuple(map(str, card.seeds)),
+        }
+        merged = {name: lists.get(name) or (() if name in axes else values) for name, values in own.items()}
+        said_axes = {axis: tuple(map(said, values)) for axis, values in card.set.items()}
+        kept = {axis: values for axis, values in said_axes.items() if not lists.get(axis)}
+        return Grid(lists=merged, axes={**kept, **axes}, mode=mode or card.mode)

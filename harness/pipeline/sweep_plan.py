@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from harness.cards.load import load_card
 from harness.cards.profile import ProfileCard
@@ -23,6 +24,7 @@ from harness.pipeline.sweep_grid import Grid
 from harness.regenerators.variants import NONE
 from harness.store import fingerprint
 from harness.store.fingerprint import FileHashes
+from harness.store.shards import Store, is_complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,23 @@ class SweepPlan:
         }
         cells = tuple((places[c.backbone, c.seed, c.defense, c.bench], c.variant) for c in self.cells)
         return replace(first, conditions=conditions, asked_builds=tuple(builds.values()), cells=cells)
+
+    def work(self, store: Store) -> dict[str, dict[str, int]]:
+        """Of each stage: how many different ones the cells need together, their shards, and those that are missing."""
+        whole = self.whole
+        paths: dict[str, dict[str, set[Path]]] = {name: {} for name in whole.stage_names()}
+        for condition in whole.conditions:
+            for spec in condition.stages:
+                shards = {store.path(spec.stage, spec.fingerprint, s.key) for s in condition.shards}
+                paths[spec.stage].setdefault(spec.fingerprint, set()).update(shards)
+        return {
+            name: {
+                "fingerprints": len(own),
+                "shards": sum(map(len, own.values())),
+                "missing_shards": sum(not is_complete(path) for shards in own.values() for path in shards),
+            }
+            for name, own in paths.items()
+        }
 
     def digest(self) -> str:
         """A hash of every fingerprint and shard: whether a folder's results are still those of this plan."""
