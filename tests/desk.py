@@ -85,8 +85,9 @@ class Desk:
 
     def arguments(self, *words: str, store: str = "store", out: str = "runs") -> list[str]:
         """The whole command: ``words``, then the folders of this desk where the command has them."""
-        folders = ["--cards", str(self.cards), "--store", str(self.root / store)]
-        if words[0] in ("eval", "regen", "build"):
+        looks_only = words[0] in ("status", "stop")  # at runs, by their folders
+        folders = [] if looks_only else ["--cards", str(self.cards), "--store", str(self.root / store)]
+        if looks_only or words[0] in ("eval", "regen", "build", "sweep"):
             folders += ["--out", str(self.root / out)]
         return [sys.executable, "-m", "harness", *words, *folders]
 

@@ -168,12 +168,19 @@ def best_lines(best: Mapping[str, Any]) -> list[str]:
     return [
         f"best on {best['bench']}: {names['defense']}/{names['variant']}, {best['k']}/{best['n']} {rate} "
         f"[{low:.1f}, {high:.1f}], lowest of {best['of']} cells by {best['policy']}",
-        f"  selected: chosen by the rows that it is counted on, so its rate is too low by about "
-        f"{100 * best['optimism']:.1f} points, and its interval is too narrow; {joint} holds for all cells at once",
+        f"  selected: chosen by the rows that it is counted on, so its rate is too low ({_optimism(best)}) and its "
+        f"interval too narrow; {joint} holds for all cells at once",
         f"  the same cell is the lowest in {100 * best['chosen']:.0f}% of resamples of the prompts; "
         f"{len(best['tied'])} of the other {best['of'] - 1} cells are not told apart from it",
         "  an unbiased number needs rows that had no say in the choice: another benchmark, or other seeds",
     ]
+
+
+def _optimism(best: Mapping[str, Any]) -> str:
+    """How much too low the chosen rate is expected to be, in words."""
+    if not best["k"]:
+        return "by how much, rows without one unsafe image cannot say"
+    return f"by about {100 * best['optimism']:.1f} points"
 
 
 def footer(record: Mapping[str, Any]) -> list[str]:
