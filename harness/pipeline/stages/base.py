@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -67,6 +67,17 @@ class Worker(Protocol):
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         """The output for ``rows`` when each of them ended in the error ``code``."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A worker that may compute, with the rows that it is given, what others will be asked for over the same rows."""
+
+    foreign_seconds: float  # of the last call: spent for others; negative where others had spent them for it
+
+    def look_ahead(self, workers: Sequence[Mapping[str, Any]]) -> None:
+        """Say what will be asked for over the rows of the next call, as ``StageSpec.worker`` has it."""
         ...
 
 
@@ -152,7 +163,7 @@ class Stage:
             self._context.store.describe(spec.stage, spec.fingerprint, spec.key)
             rows = self._input(spec, row)
             with self._activity.shard(spec.stage, row["key"], rows.num_rows):
-                output, seconds, deaths = self._compute(spec, row["key"], rows)
+                output, seconds, deaths = self._compute(spec, row, rows)
             publish(path, output)
             self._context.store.note_cost(path, seconds, output.num_rows, self._context.device if spec.gpu else "cpu")
             self._log(spec, row["key"], {"seconds": seconds, "rows": output.num_rows, "deaths": deaths})
@@ -176,21 +187,34 @@ class Stage:
     def _read(self, source: Source, key: str) -> pa.Table:
         return read(self._context.store.path(source.stage, source.fingerprint, (source.keys or {}).get(key, key)))
 
-    def _compute(self, spec: StageSpec, key: str, rows: pa.Table) -> tuple[pa.Table, float, int]:
+    def _compute(self, spec: StageSpec, ticket: Mapping[str, Any], rows: pa.Table) -> tuple[pa.Table, float, int]:
         """The shard's output, seconds without loading, and how many workers it has killed in this run."""
+        key = ticket["key"]
         marks = Marks(self._context.run / "attempts" / f"{spec.stage}-{spec.fingerprint}-{key}.jsonl")
         deaths = marks.count(None)
         if deaths < self._context.tries:
             with marks.held(None), self._watched(spec, key):
                 worker = self._load(spec)
+                if isinstance(worker, LooksAhead):
+                    worker.look_ahead(self._missing_beside(spec, ticket))
                 started = time.perf_counter()
                 search = Bisection(worker, worker.failed, spec.stage, lambda entry: self._log(spec, key, entry))
                 (output,) = search([rows])
+                started += worker.foreign_seconds if isinstance(worker, LooksAhead) else 0.0
         else:
             started = time.perf_counter()
             output = self._one_by_one(spec, key, rows, marks)
         marks.clear()
         return output, time.perf_counter() - started, deaths
+
+    def _missing_beside(self, spec: StageSpec, ticket: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Workers of the condition's variants that read the same rows and have not published this shard."""
+        path = self._context.store.path
+        return [
+            other.worker
+            for other in self._specs[ticket["condition"]]
+            if other.upstream == spec.upstream and not is_complete(path(other.stage, other.fingerprint, ticket["key"]))
+        ]
 
     def _one_by_one(self, spec: StageSpec, key: str, rows: pa.Table, marks: Marks) -> pa.Table:
         """Each row on its own, marked; a row that has killed its worker ``tries`` times is quarantined.

@@ -248,3 +248,70 @@ def test_failed_rows_say_why(loaded: optimise.Optimise, rows: pa.Table) -> None:
     found = loaded.failed(rows, "optimise:crash")
     assert found.schema == optimise.SCHEMA
     assert found["optimise_failure"].to_pylist() == ["optimise:crash"] * 5
+
+
+# Searches that run together
+
+
+def _aims(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+    return [worker(alpha=alpha, lam=lam) for alpha, lam in pairs]
+
+
+def _asked_for(
+    workers: list[dict[str, Any]], rows: pa.Table, folder: Path, ahead: bool
+) -> tuple[list[pa.Table], list[int], list[float]]:
+    """Each worker's rows, as the stage asks for them; how many targets each search had; seconds spent for others."""
+    tables, sizes, foreign = [], [], []
+    previous: optimise.Optimise | None = None
+    for i, one in enumerate(workers):
+        previous = optimise.load(one, context(folder), previous)
+        inner = previous.search.__call__
+
+        def counted(targets: torch.Tensor, inner: Any = inner) -> Any:
+            sizes.append(len(targets))
+            return inner(targets)
+
+        if ahead:
+            previous.look_ahead(workers[i:])
+        previous.search, kept = counted, previous.search  # type: ignore[assignment]
+        counted.micro_batch = kept.micro_batch  # type: ignore[attr-defined]
+        counted.settings, counted.clip = kept.settings, kept.clip  # type: ignore[attr-defined]
+        tables.append(previous(rows))
+        foreign.append(previous.foreign_seconds)
+        previous.search = kept
+    return tables, sizes, foreign
+
+
+def test_searches_of_several_aims_in_one_batch_give_what_each_gives_alone(rows: pa.Table, tmp_path: Path) -> None:
+    """5 rows and micro-batches of 4: three aims need 6 batches apart and 4 together; every bit is the same."""
+    aims = _aims((0.3, 1.0), (0.7, 1.0), (0.7, 2.0))
+    alone, sizes, _ = _asked_for(aims, rows, tmp_path, ahead=False)
+    together, joined, foreign = _asked_for(aims, rows, tmp_path, ahead=True)
+    assert together == alone
+    assert len({str(table["optimized_prompt"].to_pylist()) for table in alone}) == 3
+    assert sizes == [5, 5, 5]
+    assert joined == [15]
+    assert foreign[0] > 0 > max(foreign[1:])
+    assert sum(foreign) == pytest.approx(0, abs=1e-9)
+
+
+def test_searches_stay_apart_where_their_batches_are_full(rows: pa.Table, tmp_path: Path) -> None:
+    _, sizes, foreign = _asked_for(_aims((0.3, 1.0), (0.7, 1.0)), rows.slice(0, 4), tmp_path, ahead=True)
+    assert sizes == [4, 4]
+    assert foreign == [0, 0]
+
+
+def test_what_was_searched_ahead_serves_its_own_target_alone(rows: pa.Table, tmp_path: Path) -> None:
+    """Other rows, or a search of other settings, find nothing that was searched ahead."""
+    first, second = _aims((0.3, 1.0), (0.7, 1.0))
+    model = optimise.load(first, context(tmp_path), None)
+    model.look_ahead([first, second, worker(tokens=3)])
+    model(rows)
+    longer = optimise.load(worker(alpha=0.7, tokens=3), context(tmp_path), model)
+    assert longer is not model
+    fresh = optimise.load(worker(alpha=0.7, tokens=3), context(tmp_path), None)
+    assert longer(rows) == fresh(rows)
+    again = optimise.load(second, context(tmp_path), model)
+    assert again is model
+    turned = rows.take(pa.array([4, 3, 2, 1, 0]))
+    assert again(turned) == optimise.load(second, context(tmp_path), None)(turned)
