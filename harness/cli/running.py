@@ -129,7 +129,7 @@ def run(
     from harness.pipeline.evaluate import Budget, evaluate
 
     budget = Budget.parse(manner.max_errors)
-    command = " ".join(["harness", *map(_quoted, sys.argv[1:])])
+    command = command_line()
     with Display(quiet=manner.quiet, verbose=manner.verbose) as display:
         finished = evaluate(request, places, resources(machine), budget, display, command)
     if not finished.cells:
@@ -146,6 +146,11 @@ def run(
         _discard(finished.plan, places)
     check_errors(finished.errors, finished.rows, budget, manner.max_errors)
     return finished
+
+
+def command_line() -> str:
+    """The command that this process was started with, as a shell takes it."""
+    return " ".join(["harness", *map(_quoted, sys.argv[1:])])
 
 
 def _quoted(word: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from harness.cli import options, running
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.cards.sweep import Mode
     from harness.pipeline.request import Places
     from harness.pipeline.sweep import FinishedSweep
     from harness.pipeline.sweep_plan import Sweep
@@ -34,6 +34,32 @@ Set = Annotated[
         help="An axis: regen.alpha=0.3,0.5,0.7; likewise defense.PARAMETER, backbone.PARAMETER, captioner. Repeatable.",
     ),
 ]
+Action = Annotated[
+    str | None, typer.Argument(metavar=f"[{_SUBMIT}]", help="Detached: returns at once, and survives its shell.")
+]
+Defense = Annotated[str | None, typer.Option("--defense", "-d", help="Defenses, comma separated.")]
+Bench = Annotated[str | None, typer.Option("--bench", "-b", help="Benchmarks, comma separated.")]
+Regen = Annotated[
+    str | None, typer.Option("--regen", "-r", help="Regenerators, comma separated, or 'none'. Default: the profile's.")
+]
+Backbone = Annotated[str | None, typer.Option("--backbone", help="Backbones, comma separated. Default: the profile's.")]
+Zip = Annotated[bool, typer.Option("--zip", help="Take the axes value by value instead of every combination.")]
+OneAtATime = Annotated[
+    bool, typer.Option("--one-at-a-time", help="Change one axis at a time, the others as the cards have them.")
+]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", envvar="HARNESS_PROFILE", help="Which models play which role. Default: paper."),
+]
+Concept = Annotated[str | None, typer.Option("--concept", help="What is removed, if not the benchmark's own concept.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of each benchmark; stamped.")]
+AcceptChange = Annotated[
+    str | None, typer.Option("--accept-change", help="Take stored results of other code, libraries; stamped.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Name the cells and what they share, and stop.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Events on standard output, one JSON object a line; see docs/sweeps.md.")
+]
 Seeds = Annotated[str | None, typer.Option("--seed", help="Seeds, comma separated, each for every row.")]
 
 
@@ -48,37 +74,20 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     context: typer.Context,
-    action: Annotated[
-        str | None, typer.Argument(metavar=f"[{_SUBMIT}]", help="Detached: returns at once, and survives its shell.")
-    ] = None,
+    action: Action = None,
     card: Card = None,
-    defense: Annotated[str | None, typer.Option("--defense", "-d", help="Defenses, comma separated.")] = None,
-    bench: Annotated[str | None, typer.Option("--bench", "-b", help="Benchmarks, comma separated.")] = None,
-    regen: Annotated[
-        str | None, typer.Option("--regen", "-r", help="Regenerators, or 'none'. Default: the profile's.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Backbones, comma separated. Default: the profile's.")
-    ] = None,
+    defense: Defense = None,
+    bench: Bench = None,
+    regen: Regen = None,
+    backbone: Backbone = None,
     seed: Seeds = None,
     set_: Set = None,
-    zip_: Annotated[bool, typer.Option("--zip", help="Take the axes value by value instead of every combination.")] = (
-        False
-    ),
-    one_at_a_time: Annotated[
-        bool, typer.Option("--one-at-a-time", help="Change one axis at a time, the others as the cards have them.")
-    ] = False,
-    profile: Annotated[
-        str | None,
-        typer.Option("--profile", envvar="HARNESS_PROFILE", help="Which models play which role. Default: paper."),
-    ] = None,
-    concept: Annotated[str | None, typer.Option("--concept", help="What is removed, if not the benchmark's.")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first N rows of each benchmark.")
-    ] = None,
-    accept_change: Annotated[
-        str | None, typer.Option("--accept-change", help="Take stored results of other code, libraries; stamped.")
-    ] = None,
+    zip_: Zip = False,
+    one_at_a_time: OneAtATime = False,
+    profile: Profile = None,
+    concept: Concept = None,
+    limit: Limit = None,
+    accept_change: AcceptChange = None,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
@@ -91,17 +100,15 @@ def sweep(
     max_errors: running.MaxErrors = "5%",
     quiet: running.Quiet = False,
     verbose: running.Verbose = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Name the cells and what they share, and stop.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Events on standard output, one JSON object a line; see docs/sweeps.md.")
-    ] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Evaluate every combination of settings as one run: what cells share is computed once.
 
     Lists (--defense, --bench, --regen, --backbone, --seed) and axes (--set) give a cell for every combination; --zip
     takes axes value by value; --one-at-a-time changes one axis at a time around the cards' own values. The result is
-    one table, a plot for each axis, and the best cell with what choosing it did to its number. Running the same
-    command again goes on where it stopped; a finished one answers at once.
+    one table, a plot for each axis, and the best cell with what choosing it did to its number. The same command again
+    goes on where it stopped; a finished one answers at once.
 
     `harness sweep submit ...` starts the same detached; `harness status` and `harness stop` look after it.
     """
@@ -135,7 +142,7 @@ def _asked(chosen: Mapping[str, Any], places: Places) -> Sweep:
             raise UserError(f"--{name} {chosen[name]!r} names nothing; leave it out, or say what is wanted")
     if chosen["zip_"] and chosen["one_at_a_time"]:
         raise UserError("--zip and --one-at-a-time are two ways to combine: choose one")
-    mode = "zip" if chosen["zip_"] else "one-at-a-time" if chosen["one_at_a_time"] else None
+    mode: Mode | None = "zip" if chosen["zip_"] else "one-at-a-time" if chosen["one_at_a_time"] else None
     grid = Grid(lists=lists, axes=axes, mode=mode or "product") if card is None else card.under(lists, axes, mode)
     for name in ("defense", "bench"):
         if not grid.lists.get(name) and name not in grid.axes:
@@ -185,16 +192,12 @@ def _submit(asked: Sweep, places: Places, json: bool) -> None:
     from harness.pipeline.sweep_plan import cells_of
 
     cells = cells_of(asked, places)
-    submitted = detached.submit(places.out / asked.name, sys.argv[1:], {_SUBMITTED: "1"}, shlex.join(_words()))
+    submitted = detached.submit(places.out / asked.name, sys.argv[1:], {_SUBMITTED: "1"}, running.command_line())
     if json:
         options.emit({"event": "submitted", "run": asked.name, "cells": len(cells), **submitted.to_json()})
         return
     typer.echo(f"{asked.name}: {len(cells)} cells, {submitted.holder}; its log: {submitted.log}")
     typer.echo(f"harness status {asked.name} says how far it is; harness stop {asked.name} ends it")
-
-
-def _words() -> list[str]:
-    return ["harness", *sys.argv[1:]]
 
 
 def _run(asked: Sweep, places: Places, machine: running.Machine, manner: running.Manner) -> None:
@@ -208,7 +211,7 @@ def _run(asked: Sweep, places: Places, machine: running.Machine, manner: running
     events = _Events(asked.name) if manner.json else None
     with Display(quiet=manner.quiet or manner.json, verbose=manner.verbose) as display:
         hear = events.progress if events is not None else display
-        finished = run_sweep(asked, places, running.resources(machine), budget, hear, shlex.join(_words()))
+        finished = run_sweep(asked, places, running.resources(machine), budget, hear, running.command_line())
     if finished.record is None:
         assert finished.outcome is not None
         running.unfinished(finished.run, finished.outcome, budget, finished.num_rows)

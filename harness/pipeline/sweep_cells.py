@@ -62,14 +62,14 @@ class CellReader:
         Raises:
             UserError: an unknown name or key, a bad value, or two combinations that mean the same.
         """
-        found: dict[SweepCell, Combination] = {}
+        first_named: dict[SweepCell, Combination] = {}
         for combination in replace(grid, lists=self._completed(grid)).combinations():
             cell = self._cell(combination, tuple(grid.axes))
-            if cell in found and grid.mode != "one-at-a-time":
-                first, second = (_told(chosen) for chosen in (found[cell], combination))
+            if cell in first_named and grid.mode != "one-at-a-time":
+                first, second = (_told(chosen) for chosen in (first_named[cell], combination))
                 raise UserError(f"two cells are the same, {cell}: {first} and {second}; say each value once")
-            found.setdefault(cell, combination)
-        return list(found)
+            first_named.setdefault(cell, combination)
+        return list(first_named)
 
     def _completed(self, grid: Grid) -> dict[str, tuple[str, ...]]:
         """The grid's lists, and the profile's own backbone and regenerators where none are named."""

@@ -193,11 +193,11 @@ def _regens(cells: Iterable[SweepCell]) -> tuple[str, ...]:
 
 def _merged(conditions: Iterable[Condition], wanted: set[tuple[str, str, str]]) -> list[Condition]:
     """Each condition once, with the variants that are cells, and its images as drawn."""
-    found: dict[tuple[str, str], Condition] = {}
+    merged: dict[tuple[str, str], Condition] = {}
     for condition in conditions:
         place = condition.defense, condition.bench
         own = [v for v in condition.variants if v.name == BASE or (*place, v.name) in wanted]
-        before = found[place].variants if place in found else ()
+        before = merged[place].variants if place in merged else ()
         union = {v.name: v for v in (*before, *own)}
-        found[place] = replace(found.get(place, condition), variants=tuple(union.values()))
-    return [c for place, c in found.items() if any((*place, v.name) in wanted for v in c.variants)]
+        merged[place] = replace(merged.get(place, condition), variants=tuple(union.values()))
+    return [c for place, c in merged.items() if any((*place, v.name) in wanted for v in c.variants)]

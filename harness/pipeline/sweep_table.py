@@ -45,14 +45,14 @@ class Best(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, cells by their settings."""
-        found = self.selection
+        chosen = self.selection
         return {
-            **found.to_json(),
+            **chosen.to_json(),
             "bench": self.bench,
             "policy": self.policy,
             "of": len(self.cells),
             "best": describe(self.cell),
-            "tied": [describe(self.cells[i]) for i in found.tied],
+            "tied": [describe(self.cells[i]) for i in chosen.tied],
         }
 
 

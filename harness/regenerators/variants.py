@@ -127,7 +127,7 @@ def _regenerator(spec: str, edition: str, roots: Sequence[Path]) -> Regenerator:
     plain = merged_sections(card, edition, {})
     homes = _homes(plain)
     overrides.known(spec, "--regen", asked, list(homes), card.path)
-    by_section: dict[str, dict[str, str]] = {}
+    by_section: dict[Section, dict[str, str]] = {}
     for name_of_key in sorted(asked, key=list(homes).index):
         section, key = homes[name_of_key]
         by_section.setdefault(section, {})[key] = asked[name_of_key]

@@ -70,15 +70,15 @@ def varied(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> lis
 def curves(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Along each axis the pooled rate of all cells with each value; one at a time, of the cells on that axis alone."""
     axes = [axis for axis in record["axes"] if axis not in NAMES]
-    found = []
+    drawn_along = []
     for bench, defense in dict.fromkeys((c["bench"], c["defense"]) for c in cells):
         own = [c for c in cells if (c["bench"], c["defense"]) == (bench, defense)]
         for axis in axes:
             on_axis = _on_axis(own, axis, axes) if record["mode"] == "one-at-a-time" else own
             points = _points(on_axis, axis)
             if len(points) > 1:
-                found.append(Curve(axis, bench, defense, points))
-    return found
+                drawn_along.append(Curve(axis, bench, defense, points))
+    return drawn_along
 
 
 def _on_axis(cells: Sequence[Mapping[str, Any]], axis: str, axes: Sequence[str]) -> list[Mapping[str, Any]]:

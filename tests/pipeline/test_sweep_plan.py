@@ -72,7 +72,7 @@ def _variant(plan: Plan, cell: SweepCell):  # type: ignore[no-untyped-def]
 def test_other_seeds_and_backbones_are_parts_of_one_plan(places: Places) -> None:
     planned = plan_of(_sweep("backbone.steps=3,4", seed="1,2", regen="none"), places)
     assert [(p.plan.backbone.name, p.plan.request.seed) for p in planned.parts] == [
-        ("shapes:steps=3", 1), ("shapes:steps=3", 2), ("shapes:steps=4", 1), ("shapes:steps=4", 2),
+        ("shapes:steps=3", 1), ("shapes:steps=4", 1), ("shapes:steps=3", 2), ("shapes:steps=4", 2),
     ]  # fmt: skip
     assert {c.variant for c in planned.cells} == {"base"}
     keys = [s.key for c in planned.whole.conditions for s in c.shards]
@@ -136,7 +136,7 @@ def test_a_cell_that_cannot_be_is_refused_by_its_cards(
         (["defense.lamb=0.3"], {}, "did you mean 'lam'"),
         (["regen.tokens=99"], {}, "tokens is 99, and CLIP of profile 'shapes' has room for 22"),
         (["captioner=shapes-captionr"], {}, "did you mean 'shapes-captioner'"),
-        ([], {"bench": "picasso"}, "not declared for concept"),
+        ([], {"bench": "picasso"}, "does not know concept 'picasso'"),
     ],
 )
 def test_a_cell_that_no_model_can_do_is_refused_at_planning(

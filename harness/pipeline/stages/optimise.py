@@ -55,7 +55,7 @@ def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | N
 class _Ahead(NamedTuple):
     """A prompt that was searched before it was asked for, and the seconds that its search took."""
 
-    prompt: hard_prompt.Found
+    prompt: hard_prompt.HardPrompt
     seconds: float
 
 
@@ -130,7 +130,7 @@ class Optimise:
                 }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 
-    def _search(self, targets: torch.Tensor, others: Sequence[torch.Tensor]) -> list[hard_prompt.Found]:
+    def _search(self, targets: torch.Tensor, others: Sequence[torch.Tensor]) -> list[hard_prompt.HardPrompt]:
         """The prompt of each target; what is not known yet is searched for, with others' targets where that saves.
 
         Rows share nothing but weights, so that a target's prompt is the same whatever stands beside it in its batch.
