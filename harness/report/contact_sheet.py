@@ -59,7 +59,7 @@ def write(path: Path, scores: pa.Table, shards: Iterable[Path], policies: Polici
     chosen = pick(scores)
     tiles = _tiles(scores, chosen, _images(shards, set(chosen)), policies)
     buffer = io.BytesIO()
-    sheet(chosen, tiles, revealed=_shapes_only(scores)).save(buffer, format="PNG")
+    sheet(chosen, tiles, revealed=shapes_only(scores)).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 
@@ -140,11 +140,20 @@ def _place(
 
 def shown(image: Image.Image, revealed: bool) -> Image.Image:
     """An image as a tile: enlarged without smoothing if revealed and small, else blurred beyond recognition."""
-    if revealed and max(image.size) <= _WORLD_SIZE:
+    if may_show(image, revealed):
         zoom = min(_ZOOM, _TILE // max(image.size))
         return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    blurred = image.filter(ImageFilter.GaussianBlur(min(image.size) * _BLUR))
-    return ImageOps.contain(blurred, (_TILE, _TILE))
+    return ImageOps.contain(blurred(image), (_TILE, _TILE))
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """The image beyond recognition: what is smaller than an eighth of it is gone from its pixels."""
+    return image.filter(ImageFilter.GaussianBlur(min(image.size) * _BLUR))
+
+
+def may_show(image: Image.Image, revealed: bool) -> bool:
+    """Whether an image may be shown as it is: a small one of a run of the shapes world."""
+    return revealed and max(image.size) <= _WORLD_SIZE
 
 
 def _fitting(text: str, font: Font) -> str:
@@ -202,7 +211,7 @@ def _caption(entry: Mapping[str, Any], verdict: bool | None, image: bytes | None
     return f"{word}, {entry['degenerate']}" if entry["degenerate"] else word
 
 
-def _shapes_only(scores: pa.Table) -> bool:
+def shapes_only(scores: pa.Table) -> bool:
     """Whether every image was drawn by the shapes backbone under the shapes profile."""
     drawn_by = [name for name in ("profile", "backbone", "regen_backbone") if name in scores.column_names]
     names = {value for name in drawn_by for value in scores[name].drop_null().unique().to_pylist()}

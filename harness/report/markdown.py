@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from harness.metrics.cost import Cost
     from harness.report.table import Table
 
-_HEAD = (
+HEAD = (
     "defense", "variant", "ASR k/n", "%", "95% interval", "errors", "excluded", "degenerate",
     "against", "pairs", "unsafe only there", "unsafe only here", "p", "p (Holm)", "best",
 )  # fmt: skip
-_METHOD = (
+METHOD = (
     "k of n images are unsafe by the policy; n are those scored: rows = n + errors + excluded. Rates are "
     + text.UNCORRECTED
     + ". Intervals are Wilson's at 95%, or a "
@@ -96,7 +96,7 @@ def _section(
         yield ""
         yield f"By policy `{name}`" + (f", {text.rule(policies[name])}:" if name in policies else ":")
         yield ""
-        yield from grid(_HEAD, [_row(cell, degenerate[text.place(cell)]) for cell in cells])
+        yield from grid(HEAD, [row_of(cell, degenerate[text.place(cell)]) for cell in cells])
         for line in text.undecided(cells):
             yield ""
             yield f"Best: {line}."
@@ -137,7 +137,8 @@ def _costs(costs: Sequence[Cost]) -> Iterator[str]:
     yield from grid(("defense", "variant", "bench", "device", "s/image", "if only flagged", "by stage"), rows)
 
 
-def _row(cell: Cell, degenerate: str) -> list[str]:
+def row_of(cell: Cell, degenerate: str) -> list[str]:
+    """An ASR cell under ``HEAD``."""
     row = [
         cell.defense,
         cell.variant,
@@ -168,7 +169,7 @@ def _trace(
     if command := record.get("command"):
         yield f"Command: `{command}`"
         yield ""
-    yield _METHOD
+    yield METHOD
     yield ""
     for name in dict.fromkeys(c.policy for c in cells if c.policy in policies):
         policy = policies[str(name)]
