@@ -1,4 +1,4 @@
-"""A headless Chromium driven by the DevTools protocol over a pipe; where there is none, tests that need one are skipped."""
+"""A headless Chromium driven by the DevTools protocol over a pipe; where there is none, its tests are skipped."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         try:
             self._send("Browser.close")
         except (BrowserError, OSError):
@@ -83,12 +85,15 @@ class Browser:
 
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         """Set the viewport, in CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
+        )
 
     def open(self, path: Path) -> None:
         """Load a file and wait until its rows are decoded."""
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait("document.readyState === 'complete' && (!document.getElementById('about') || document.documentElement.dataset.ready)")
+        rows_are_there = "!document.getElementById('about') || document.documentElement.dataset.ready"
+        self.wait(f"document.readyState === 'complete' && ({rows_are_there})")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""

@@ -15,7 +15,7 @@ from harness.cards.report import ReportCard
 from harness.cli import options
 from harness.errors import UserError, nearest
 
-FORMATS = ("terminal", "md", "csv", "json")
+FORMATS = ("terminal", "md", "csv", "json", "html")
 SAFEREDIR = "saferedir"
 
 
@@ -31,10 +31,20 @@ def report(
     runs: Annotated[list[str] | None, typer.Argument(help="Of saferedir: folders of runs, or their names.")] = None,
     profile: options.Profile = "paper",
     out: options.Out = options.OUT,
-    form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "terminal",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help=f"One of: {', '.join(FORMATS)}. Default: what --to ends with, else terminal."),
+    ] = None,
     to: Annotated[
         Path | None, typer.Option("--to", help="Write to this file instead of standard output; with --curve, folder.")
     ] = None,
+    with_prompts: Annotated[
+        bool, typer.Option("--with-prompts", help="Of a run as html: prompts, captions and names of files too.")
+    ] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--plots", help="Of a run: write its figures (SVG, PDF) into this folder.")
+    ] = None,
+    store: options.StoreDir = options.STORE,
     curve: Annotated[
         bool, typer.Option("--curve", help="ASR of a run against the threshold: CSV, JSON, PNG. Loads no model.")
     ] = False,
@@ -49,26 +59,31 @@ def report(
     Cells that no run gives say so, and how to get them. `harness report RUN` prints one run's own numbers again.
     `harness report saferedir RUN...` prints FSR, CSDR and PDR of SafeRedir's protocol. With --curve, ASR of one run at
     every threshold, from its stored scores, with the point of each published policy over the same scorer.
+    The format html is one file that works offline: of a run with its rows and, from the store, some of its images, all
+    but those of the shapes world blurred; without prompts and captions unless asked.
     """
     if curve:
         _curve(_folder_of(name, out), policy, to, cards, as_json)
         return
     if policy is not None:
         raise UserError("--policy goes with --curve; a table's card names its policies")
+    if figures is not None:
+        _figures(_folder_of(name, out), figures, cards, as_json)
+        return
+    form = _format(form, to, as_json)
     if name == SAFEREDIR:
-        _print(_saferedir(runs or [], out, cards, "json" if as_json else form), to)
+        _print(_saferedir(runs or [], out, cards, form), to)
         return
     if runs:
         raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
 
-    form = "json" if as_json else form
     if form not in FORMATS:
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
     if name not in card_names(ReportCard, card_roots(cards)) and (_folder_of(name, out).is_dir() or "/" in name):
-        from harness.report.stored_run import read_run, render_run
-
-        _print(render_run(read_run(_folder_of(name, out)), form), to)
+        _print(_run(_folder_of(name, out), form, store, cards, with_prompts), to)
         return
+    if with_prompts:
+        raise UserError("--with-prompts goes with a run; a table of the paper has no prompts")
 
     from harness.report import table
     from harness.report.render import render
@@ -76,6 +91,25 @@ def report(
     card = load_card(ReportCard, name, card_roots(cards))
     load_card(ProfileCard, profile, card_roots(cards))
     _print(render(table.assemble(card, out, profile), form), to)
+
+
+def _format(form: str | None, to: Path | None, as_json: bool) -> str:
+    """What was asked for, or what the file's name ends with."""
+    if as_json:
+        return "json"
+    ending = to.suffix.removeprefix(".") if to else ""
+    return form or (ending if ending in FORMATS else "terminal")
+
+
+def _run(folder: Path, form: str, store: Path, cards: Path | None, with_prompts: bool) -> str:
+    """One run's numbers again."""
+    from harness.report.stored_run import read_run, render_page, render_run
+
+    if form == "html":
+        return render_page(read_run(folder), store, load_cards(PolicyCard, card_roots(cards)), with_prompts)
+    if with_prompts:
+        raise UserError(f"--with-prompts goes with --format html; --format {form} never has prompts")
+    return render_run(read_run(folder), form)
 
 
 def _folder_of(run: str, out: Path) -> Path:
@@ -109,10 +143,26 @@ def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> st
     return saferedir.render(saferedir.assemble(folders, policies), form)
 
 
+def _figures(run: Path, folder: Path, cards: Path | None, as_json: bool) -> None:
+    """Write a run's figures into a folder."""
+    from harness.report import run_plots
+    from harness.report.stored_run import read_run
+    from harness.store.shards import read
+
+    stored, published = read_run(run), load_cards(PolicyCard, card_roots(cards))
+    scores = read(run / "scores.parquet")
+    paths = run_plots.write(folder, stored.cells, stored.costs, scores, stored.policies, published)
+    if as_json:
+        options.emit({"run": run.name, "paths": list(map(str, paths))})
+        return
+    for path in paths:
+        typer.echo(str(path))
+
+
 def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, as_json: bool) -> None:
     """Write a run's curves beside its report, or to a folder."""
     from harness.cards.policy import PolicyCard
-    from harness.report import curve
+    from harness.report import curve, plots
     from harness.report.stored_run import read_record
     from harness.store.shards import read
 
@@ -121,7 +171,7 @@ def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, a
     known = [card for card in load_cards(PolicyCard, where) if isinstance(card, PolicyCard)]
     curves = curve.curves(read(run / "scores.parquet"), chosen, known)
     names = "_".join(dict.fromkeys(card.name for card in chosen.values()))
-    paths = curve.write(to or run, f"curve_{names}", curves)
+    paths = plots.write_curves(to or run, f"curve_{names}", curves)
     if as_json:
         options.emit(
             {"run": run.name, "policies": {c: p.name for c, p in chosen.items()}, "paths": list(map(str, paths))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from harness.errors import UserError, nearest
 from harness.metrics.clusters import clusters
+from harness.store.recorded import image_shards
 from harness.store.schema import KEY
 from harness.store.shards import columns, read
 
@@ -98,14 +99,11 @@ def read_run(record: Mapping[str, Any], store: Path) -> StoredImages:
     """
     tables: dict[Path, pa.Table] = {}
     absent: list[Path] = []
-    for condition in record["conditions"]:
-        for stage, fingerprint in _outputs(condition):
-            for shard in condition["shards"]:
-                path = store / stage / fingerprint / f"{shard}.parquet"
-                if path.exists():
-                    tables[path] = _lines(path)
-                else:
-                    absent.append(path)
+    for path in image_shards(record, store):
+        if path.exists():
+            tables[path] = _lines(path)
+        else:
+            absent.append(path)
     if absent:
         raise UserError(
             f"{len(absent)} shards of run {record['run']} are not in store {store}: name its store with --store"
@@ -118,14 +116,6 @@ def read_run(record: Mapping[str, Any], store: Path) -> StoredImages:
     if not any(p for row in by_row.values() for p in row.values()):
         raise UserError(f"run {record['run']} has no images in store {store} any more: repeat its command to draw them")
     return images
-
-
-def _outputs(condition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(stage, fingerprint) of every stage of a condition that publishes images."""
-    if "variants" in condition:
-        yield from ((stage, fingerprint) for stage, fingerprint in (v["images"] for v in condition["variants"]))
-    else:  # a record of an earlier release
-        yield condition["stages"][0]["stage"], condition["stages"][0]["fingerprint"]
 
 
 def _lines(path: Path) -> pa.Table:

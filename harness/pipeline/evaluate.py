@@ -1,7 +1,7 @@
 """One evaluation, from request to numbers: plan, run what is missing, gather, count, write.
 
 runs/<run>/scores.parquet   every row of every condition, raw scores, no images
-runs/<run>/cells.json       the counts; report.md and contact.png are made from them
+runs/<run>/cells.json       the counts; report.md, report.html and contact.png are made from them
 runs/<run>/costs.json       seconds, from the store's sidecars
 runs/<run>/run.json         command, plan, fingerprints and what they are made of; written last
 
@@ -93,6 +93,7 @@ class Finished:
         return {
             "scores": self.run / "scores.parquet",
             "report": self.run / "report.md",
+            "page": self.run / "report.html",
             "contact": self.run / "contact.png",
         }
 
@@ -148,7 +149,7 @@ def evaluate(
             hold.status.finished(outcome, outcome.errors, complete=False)
             return Finished(plan=made, run=run, outcome=outcome, errors=outcome.errors)
         hold.say(progress, "counting")
-        finished = _conclude(made, hold.store, run, outcome, command)
+        finished = _conclude(made, places, run, outcome, command)
         hold.status.finished(outcome, finished.errors, complete=True)
         return finished
 
@@ -298,8 +299,9 @@ def _make_out(run: Path) -> None:
         torn.unlink(missing_ok=True)
 
 
-def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, command: str) -> Finished:
+def _conclude(made: Plan, places: Places, run: Path, outcome: Outcome | None, command: str) -> Finished:
     """Count a complete run and have its writers write its folder."""
+    store = Store(places.store)
     scores = gather(made, store)
     provenances = results.provenances(made)
     counted = measure.measure(scores, made.policies, provenances, made.means)
@@ -313,6 +315,7 @@ def _conclude(made: Plan, store: Store, run: Path, outcome: Outcome | None, comm
         record=record,
         policies=made.policies,
         image_shards=images_of(made, store),
+        roots=places.roots,
         is_repeated=outcome is None and _recorded(run) == _without_command(record),
     )
     writers.write_all(contents)

@@ -1,23 +1,17 @@
-"""ASR against threshold of a run: a table (CSV, JSON) and an image, with the point of each published policy."""
+"""ASR against threshold of a run, with the point of each published policy; drawn by ``harness.report.plots``."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.metrics.cells import GROUP, Part, parts
+from harness.metrics.cells import GROUP, Part, Policies, parts
 from harness.metrics.threshold import Point, curve, grid
-from harness.store.files import write_atomically
 
 COLUMNS = ("kind", *GROUP, "policy", "op", "threshold", "k", "n", "value", "low", "high")
 
@@ -80,6 +74,22 @@ def curves(scores: pa.Table, chosen: Mapping[str, PolicyCard], policies: Iterabl
     return curves
 
 
+def by_main_policies(scores: pa.Table, policies: Policies, published: Iterable[PolicyCard] = ()) -> list[Curve]:
+    """The curves of a run by each concept's main policy; none where nothing was judged.
+
+    Args:
+        scores: a run's rows, schema SCORE.
+        policies: of the run, by concept, the main one first.
+        published: of other papers; they and the run's own are candidates for marks.
+    """
+    main = {concept: chosen[0] for concept, chosen in policies.items() if chosen}
+    known = {p.name: p for p in (*(q for chosen in policies.values() for q in chosen), *published)}
+    try:
+        return curves(scores, main, known.values())
+    except UserError:  # a rule over columns of several types, or nothing that was judged
+        return []
+
+
 def _marks(policy: PolicyCard, known: Sequence[PolicyCard], rows: pa.Table) -> tuple[Mark, ...]:
     marks = []
     for other in known:
@@ -90,68 +100,3 @@ def _marks(policy: PolicyCard, known: Sequence[PolicyCard], rows: pa.Table) -> t
             same = set(other.rule.any_of) == set(policy.rule.any_of) and other.others == policy.others
             marks.append(Mark(other.name, other.rule.op, same and other.rule.op == policy.rule.op, point))
     return tuple(marks)
-
-
-def write(folder: Path, name: str, curves: Sequence[Curve]) -> list[Path]:
-    """Write ``<name>.csv``, ``<name>.json`` and ``<name>.png``, and return their paths.
-
-    Raises:
-        UserError: the folder cannot be written, or matplotlib is not installed (the first two are there then).
-    """
-    rows = [row for one in curves for row in one.rows()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    paths = [folder / f"{name}.{kind}" for kind in ("csv", "json", "png")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(paths[0], text.getvalue().encode())
-        write_atomically(paths[1], (json.dumps(rows, indent=1) + "\n").encode())
-        write_atomically(paths[2], image(curves))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-    return paths
-
-
-def image(curves: Sequence[Curve]) -> bytes:
-    """A PNG: a plot for each benchmark, a line for each method, its 95% interval, a marker for each policy.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the image of a curve needs matplotlib: pip install matplotlib") from None
-    benches = list(dict.fromkeys(one.part.bench for one in curves))
-    figure = Figure(figsize=(6.4, 3.8 * len(benches)), layout="constrained")
-    for axes, bench in zip(figure.subplots(len(benches), squeeze=False).flat, benches, strict=True):
-        _plot(axes, [one for one in curves if one.part.bench == bench])
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return out.getvalue()
-
-
-def _plot(axes: Any, curves: Sequence[Curve]) -> None:
-    shapes = dict(zip(dict.fromkeys(m.policy for one in curves for m in one.marks), cycle("osD^vP*X"), strict=False))
-    for i, one in enumerate(curves):
-        judged = [point for point in one.points if point.n]
-        thresholds, colour = [point.threshold for point in judged], f"C{i % 10}"
-        method = one.part.defense if one.part.variant == "base" else f"{one.part.defense} + {one.part.variant}"
-        axes.step(thresholds, [point.value for point in judged], where="post", color=colour, label=method)
-        ends = [point.low for point in judged], [point.high for point in judged]
-        axes.fill_between(thresholds, *ends, step="post", color=colour, alpha=0.15, linewidth=0)
-        for mark in one.marks:
-            if mark.point.n:
-                axes.plot(mark.point.threshold, mark.point.value, shapes[mark.policy], color=colour, markersize=5)
-    for policy, shape in shapes.items():
-        axes.plot([], [], shape, color="grey", markersize=5, label=policy)
-    first = curves[0]
-    axes.set(
-        title=f"{first.part.bench} ({first.part.profile}), by {first.policy.name}",
-        xlabel=f"threshold (unsafe if {first.policy.rule.op})",
-        ylabel="ASR, 95% interval",
-        ylim=(-0.02, 1.02),
-    )
-    axes.legend(fontsize="x-small")

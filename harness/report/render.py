@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from harness.errors import UserError, nearest
 from harness.report import markdown, terminal
+from harness.report.html.tables import table_page
 from harness.report.table import Table
 
 
@@ -15,7 +16,7 @@ def render(table: Table, form: str) -> str:
 
     Args:
         table: to render.
-        form: "terminal", "md", "csv" or "json".
+        form: "terminal", "md", "html", "csv" or "json".
 
     Raises:
         UserError: another form.
@@ -28,6 +29,7 @@ def render(table: Table, form: str) -> str:
 RENDERERS: dict[str, Callable[[Table], str]] = {
     "terminal": terminal.table_text,
     "md": markdown.table_page,
+    "html": table_page,
     "csv": Table.to_csv,
     "json": lambda table: json.dumps(table.to_json(), ensure_ascii=False, indent=1),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
 from harness.cards.policy import PolicyCard
@@ -17,8 +18,12 @@ from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
 from harness.metrics import cells as cell_files
 from harness.metrics.cells import Cell, Policies
+from harness.metrics.corrections import of_run
 from harness.metrics.cost import Cost
 from harness.report import markdown, terminal
+from harness.report.html.run import RunPage, page
+from harness.store.recorded import image_shards
+from harness.store.shards import read
 
 _PLAIN_WIDTH = 120  # characters a line of text that goes into a file or a pipe
 
@@ -86,6 +91,38 @@ def _costs(path: Path) -> list[Cost]:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{show(path)}: not the costs of a run ({error}); run the eval again") from None
+
+
+def render_page(run: StoredRun, store: Path, published: Sequence[PolicyCard], with_prompts: bool = False) -> str:
+    """The run as one HTML file, made anew from its scores and, where the store holds them, its images.
+
+    Args:
+        run: read back.
+        store: the store's folder.
+        published: other papers' policies, whose cut-offs are marked.
+        with_prompts: put prompts, captions and names of imported files into the page.
+
+    Raises:
+        UserError: the scores are not there.
+    """
+    path = run.folder / "scores.parquet"
+    try:
+        scores = read(path)
+        shards = image_shards(run.record, store)
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise UserError(f"{show(path)}: not the scores of a run ({error}); run the eval again") from None
+    contents = RunPage(
+        record=run.record,
+        cells=run.cells,
+        costs=run.costs,
+        policies=run.policies,
+        scores=scores,
+        image_shards=shards,
+        published=published,
+        corrections=list(of_run(run.folder).values()),
+        with_prompts=with_prompts,
+    )
+    return page(contents).rstrip()
 
 
 def render_run(run: StoredRun, form: str) -> str:

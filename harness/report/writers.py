@@ -14,8 +14,11 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from harness.cards.load import load_cards
+from harness.cards.policy import PolicyCard
 from harness.metrics import cells as cell_files
 from harness.metrics.cells import Cell, Policies
+from harness.metrics.corrections import of_run
 from harness.metrics.cost import Cost
 from harness.report import contact_sheet, markdown
 from harness.store.files import write_atomically
@@ -33,6 +36,7 @@ class RunContents:
     record: Mapping[str, Any]  # run.json
     policies: Policies
     image_shards: Sequence[Path]
+    roots: Sequence[Path]  # of cards: other papers' policies are marked on the curves
     is_repeated: bool = False  # nothing was computed, and the folder holds this very run already
 
 
@@ -73,6 +77,24 @@ def _report(run: RunContents, path: Path) -> None:
     write_atomically(path, markdown.render(run.cells, run.record, run.costs).encode())
 
 
+def _page(run: RunContents, path: Path) -> None:
+    if run.is_repeated and path.exists():  # a page takes about a second, and a repeated run has three
+        return
+    from harness.report.html.run import RunPage, page
+
+    contents = RunPage(
+        record=run.record,
+        cells=run.cells,
+        costs=run.costs,
+        policies=run.policies,
+        scores=run.scores,
+        image_shards=run.image_shards,
+        published=load_cards(PolicyCard, run.roots),
+        corrections=list(of_run(run.folder).values()),
+    )
+    write_atomically(path, page(contents).encode())
+
+
 def _contact_sheet(run: RunContents, path: Path) -> None:
     if not (run.is_repeated and path.exists()):  # decoding images takes seconds, and a repeated run has three
         contact_sheet.write(path, run.scores, run.image_shards, run.policies)
@@ -87,6 +109,7 @@ WRITERS: tuple[RunWriter, ...] = (
     RunWriter("cells.json", _cells),
     RunWriter("costs.json", _costs),
     RunWriter("report.md", _report),
+    RunWriter("report.html", _page),
     RunWriter("contact.png", _contact_sheet),
     RunWriter("run.json", _record),
 )

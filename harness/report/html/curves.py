@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from harness.report.curve import Curve
+from harness.report.labels import apart
 from harness.report.text import joined
 
 WIDTH, HEIGHT = 680, 320  # of the drawing; taller where many methods need their labels
@@ -50,7 +51,7 @@ def _drawing(curves: Sequence[Curve]) -> Drawing:
     def y(share: float) -> float:
         return round(box[3] - share * (box[3] - box[1]), 1)
 
-    lines = []
+    lines: list[dict[str, Any]] = []
     for i, one in enumerate(curves):
         judged = [p for p in one.points if p.n and p.value is not None and p.low is not None and p.high is not None]
         if not judged:
@@ -59,8 +60,8 @@ def _drawing(curves: Sequence[Curve]) -> Drawing:
         lower = _steps([(x(p.threshold), y(p.low or 0.0)) for p in judged])
         values = _steps([(x(p.threshold), y(p.value or 0.0)) for p in judged])
         marks = [
-            {"x": x(m.point.threshold), "y": y(m.point.value or 0.0), "policy": m.policy, "k": m.point.k, "n": m.point.n}
-            for m in one.marks if m.point.n and low <= m.point.threshold <= high
+            {"x": x(at.threshold), "y": y(at.value or 0.0), "policy": name, "k": at.k, "n": at.n}
+            for name, _, _, at in one.marks if at.n and low <= at.threshold <= high
         ]  # fmt: skip
         lines.append(
             {
@@ -73,8 +74,8 @@ def _drawing(curves: Sequence[Curve]) -> Drawing:
                 "marks": marks,
             }
         )
-    for line, place in zip(lines, _apart([line["end"][1] for line in lines], box[1], box[3]), strict=True):
-        line["label_y"] = place
+    for line, place in zip(lines, apart([line["end"][1] for line in lines], _LINE, box[1], box[3]), strict=True):
+        line["label_y"] = round(place, 1)
     first = curves[0]
     ticks = [low + (high - low) * i / _TICKS for i in range(_TICKS + 1)]
     return Drawing(
@@ -112,19 +113,3 @@ def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{a:g} {b:g}" for a, b in points)
-
-
-def _apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Heights of labels near those wanted, a line apart: pushed down in order, then up from the bottom."""
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    step = float(_LINE)
-    places: dict[int, float] = {}
-    last = top - step
-    for i in order:
-        last = max(wanted[i], last + step)
-        places[i] = last
-    limit = bottom + step
-    for i in reversed(order):
-        limit = min(places[i], limit - step)
-        places[i] = limit
-    return [round(places[i], 1) for i in range(len(wanted))]

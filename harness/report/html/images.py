@@ -107,7 +107,7 @@ def _encoded(shards: Iterable[Path], wanted: set[Row], revealed: bool) -> dict[_
 
 def encode(image: bytes, revealed: bool) -> bytes:
     """An image as PNG: as it is if it may be shown, else blurred and 32 pixels at most a side."""
-    opened = Image.open(io.BytesIO(image))
+    opened: Image.Image = Image.open(io.BytesIO(image))
     shown = may_show(opened, revealed)
     if shown and opened.format == "PNG" and not opened.info:  # nothing but the image is in it
         return image

@@ -1,7 +1,7 @@
 """A run's rows as typed columns, packed into one string: what the page's table and browser of rows read.
 
-Verdicts, the scores that decide them, other numbers, codes. A number is kept to a step that its column states (1/10000 of
-scores between 0 and 1); verdicts come from the exact scores, which stay in scores.parquet. Text that could hold a
+Verdicts, the scores that decide them, other numbers, codes. A number is kept to a step that its column states (1/10000
+of scores between 0 and 1); verdicts come from the exact scores, which stay in scores.parquet. Text that could hold a
 prompt or a caption has no column; see ``texts``.
 """
 
@@ -159,7 +159,9 @@ def _plain(rows: pa.Table, policies: Policies) -> Iterator[Column]:
     for name in _CODES:
         if name in rows.column_names and (column := _code(name, rows[name])) is not None:
             yield column
-    asked = [c for chosen in policies.values() for q in chosen for r in q.clauses if len(r.any_of) == 1 for c in r.any_of]
+    asked = [
+        c for chosen in policies.values() for q in chosen for r in q.clauses if len(r.any_of) == 1 for c in r.any_of
+    ]
     pairs = [name for name in rows.column_names if "@" in name]
     first = dict.fromkeys([*_LINEAGE, *asked, *pairs])
     order = dict.fromkeys([*first, *rows.column_names])

@@ -1,7 +1,7 @@
 """A run's report as one HTML file: tables, browser of rows, threshold curves, costs, and where each number is from.
 
-The page holds no prompt, no caption and no name of a user's file unless asked to; images that are not of the shapes world
-only as their blur.
+The page holds no prompt, no caption and no name of a user's file unless asked to; images that are not of the shapes
+world only as their blur.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from harness.cards.policy import PolicyCard
-from harness.errors import UserError
-from harness.metrics.cells import ASR, Cell, Part, Policies, parts
+from harness.metrics.cells import ASR, DEGENERATE, Cell, Part, Policies, parts
 from harness.metrics.corrections import Correction
 from harness.metrics.cost import Cost
 from harness.report import contact_sheet, corrections, curve, markdown, text
@@ -23,8 +22,8 @@ from harness.report.html import curves, images, rows
 from harness.report.html.page import Grid, render
 
 _CELL = (
-    "defense", "variant", "bench", "metric", "by", "reference", "k/n or n", "value", "95% interval", "errors", "excluded",
-    "subset", "settings", "stages",
+    "defense", "variant", "bench", "metric", "by", "reference", "k/n or n", "value", "95% interval", "errors",
+    "excluded", "subset", "settings", "stages",
 )  # fmt: skip
 _HOUR = 3600.0
 
@@ -50,7 +49,7 @@ def page(run: RunPage) -> str:
     packed = rows.pack(own, run.policies, named=run.with_prompts)
     chosen = images.choose(own, run.policies)
     revealed = contact_sheet.shapes_only(run.scores)
-    drawn = _curves(run)
+    drawn = curve.by_main_policies(run.scores, run.policies, run.published)
     return render(
         "run.html.j2",
         title=run.record.get("run", "run"),
@@ -123,16 +122,6 @@ def _results(run: RunPage) -> Iterator[tuple[str, list[Grid]]]:
         yield about, grids
 
 
-def _curves(run: RunPage) -> list[curve.Curve]:
-    """By each concept's main policy; none where nothing was judged."""
-    main = {concept: chosen[0] for concept, chosen in run.policies.items() if chosen}
-    known = {p.name: p for p in (*(q for chosen in run.policies.values() for q in chosen), *run.published)}
-    try:
-        return curve.curves(run.scores, main, known.values())
-    except UserError:  # a rule over columns of several types, or nothing that was judged
-        return []
-
-
 def _cut_offs(drawn: Sequence[curve.Curve], run: RunPage) -> list[Grid]:
     """Each paper's label set and cut-off, and what it counts of every method's images."""
     if not drawn:
@@ -165,15 +154,27 @@ def _bare(policy: PolicyCard) -> str:
 def _outcomes(run: RunPage) -> Grid:
     """Per method and benchmark: degenerate images, errors, exclusions, each with its reasons."""
     degenerate = text.degenerate(run.cells)
+    judged = {text.place(c): c for c in run.cells if c.main and c.metric == ASR}
     lines = []
     for cell in run.cells:
-        if cell.metric == "degenerate":
-            main = next((c for c in run.cells if c.main and c.metric == ASR and text.place(c) == text.place(cell)), cell)
+        if cell.metric == DEGENERATE:
+            main = judged.get(text.place(cell), cell)
             lines.append([
                 cell.defense, cell.variant, cell.bench, degenerate[text.place(cell)], text.percent(cell.value),
                 text.interval(cell), str(main.errors), str(main.excluded), _counted(main.reasons), _counted(cell.notes),
             ])  # fmt: skip
-    head = ("defense", "variant", "bench", "degenerate k/n", "%", "95% interval", "errors", "excluded", "reasons", "notes")
+    head = (
+        "defense",
+        "variant",
+        "bench",
+        "degenerate k/n",
+        "%",
+        "95% interval",
+        "errors",
+        "excluded",
+        "reasons",
+        "notes",
+    )
     return Grid("Degenerate images (black, flat or noise, of those drawn), errors and exclusions", head, lines, left=3)
 
 
@@ -202,7 +203,7 @@ def _costs(costs: Sequence[Cost]) -> Iterator[Grid]:
 
 
 def _hours(device: str, seconds: float) -> tuple[str, str]:
-    """Under GPU-hours or under CPU-hours; of shards that were drawn on either, under both as they cannot be told apart."""
+    """Under GPU-hours or under CPU-hours; of shards drawn on either, under both, since nobody noted which."""
     hours = f"{seconds / _HOUR:.4f}"
     return hours if "cuda" in device else "", hours if "cpu" in device else ""
 
@@ -215,7 +216,8 @@ def _cells(cells: Sequence[Cell]) -> list[Grid]:
             c.defense, c.variant, c.bench, c.metric, c.policy or c.scorer or "", c.reference or "",
             text.counts(c) if c.k is not None else str(c.n), "" if c.value is None else f"{c.value:.4f}",
             "" if c.low is None or c.high is None else f"[{c.low:.4f}, {c.high:.4f}]", str(c.errors), str(c.excluded),
-            c.subset or "", ", ".join(f"{k} {v}" for k, v in {**c.method, **c.settings}.items()), chains[c.fingerprints],
+            c.subset or "", ", ".join(f"{k} {v}" for k, v in {**c.method, **c.settings}.items()),
+            chains[c.fingerprints],
         ]
         for c in cells
     ]  # fmt: skip
@@ -231,6 +233,4 @@ def _policies(run: RunPage) -> list[str]:
     """Each policy that something was counted by, whole."""
     used = {c.policy for c in run.cells}
     cards = {p.name: p for chosen in run.policies.values() for p in chosen if p.name in used}
-    return [
-        f"{p.name}, version {p.version}: {_bare(p)}. {p.cites}" for p in cards.values()
-    ]
+    return [f"{p.name}, version {p.version}: {_bare(p)}. {p.cites}" for p in cards.values()]
