@@ -37,7 +37,7 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cos
         costs: what the images took.
     """
     page = [f"# {record.get('run', 'run')}", "", f"Profile `{', '.join(dict.fromkeys(c.profile for c in cells))}`."]
-    page += [line for said in _made(record) for line in ("", said)]
+    page += [line for said in made(record) for line in ("", said)]
     if world := text.world(cells):
         page += ["", f"**These are {world}.**"]
     for bench, subset in text.subsets(cells).items():
@@ -60,7 +60,7 @@ def render(cells: Sequence[Cell], record: Mapping[str, Any], costs: Sequence[Cos
     return "\n".join(page) + "\n"
 
 
-def _made(record: Mapping[str, Any]) -> Iterator[str]:
+def made(record: Mapping[str, Any]) -> Iterator[str]:
     """When and where the numbers were computed, and by which versions; as far as the record knows."""
     if computed := record.get("computed"):
         hosts = ", ".join(f"{host} ({device})" for host, device in computed["machines"])

@@ -54,7 +54,7 @@ def page(run: RunPage) -> str:
         "run.html.j2",
         title=run.record.get("run", "run"),
         command=run.record.get("command") or "",
-        version=run.record.get("harness") or "",
+        made=list(markdown.made(run.record)),
         profile=", ".join(dict.fromkeys(c.profile for c in run.cells)),
         world=text.world(run.cells),
         subsets=text.subsets(run.cells),
@@ -112,7 +112,8 @@ def _results(run: RunPage) -> Iterator[tuple[str, list[Grid]]]:
         for name, own in by_policy.items():
             said = f": {text.rule(policies[name])}" if name in policies else ""
             table = [markdown.row_of(cell, degenerate[text.place(cell)]) for cell in own]
-            grids.append(Grid(f"ASR by {name}{said}", markdown.HEAD, table, left=2))
+            notes = [f"Best: {line}." for line in text.undecided(own)]
+            grids.append(Grid(f"ASR by {name}{said}", markdown.HEAD, table, notes, left=2))
         if column in after:
             headings = list(dict.fromkeys(name for own in after[column].values() for name in own))
             lines = [[*method, *(text.rate(own[n]) if n in own else "" for n in headings)]
