@@ -19,6 +19,28 @@ FORMATS = ("terminal", "md", "csv", "json", "html")
 SAFEREDIR = "saferedir"
 
 
+Names = Annotated[list[str] | None, typer.Argument(help="Of saferedir: folders of runs, or their names.")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help=f"One of: {', '.join(FORMATS)}. Default: what --to ends with, else terminal."),
+]
+To = Annotated[
+    Path | None, typer.Option("--to", help="Write to this file instead of standard output; with --curve, folder.")
+]
+WithPrompts = Annotated[
+    bool, typer.Option("--with-prompts", help="Of a run as html: prompts, captions and names of files too.")
+]
+Plots = Annotated[Path | None, typer.Option("--plots", help="Of a run: write its figures (SVG, PDF) into this folder.")]
+Reveal = Annotated[
+    Path | None,
+    typer.Option(
+        "--reveal",
+        help="Of a run: copy the images that its html shows blurred, as they are, from the store into this private "
+        "folder; the page shows them where you choose its files.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("report", epilog="Example: harness report table1 --profile shapes --format md")(report)
@@ -28,22 +50,14 @@ def report(
     name: Annotated[
         str, typer.Argument(help="Table, see `harness list reports`; a run's folder or its name; or saferedir.")
     ],
-    runs: Annotated[list[str] | None, typer.Argument(help="Of saferedir: folders of runs, or their names.")] = None,
+    runs: Names = None,
     profile: options.Profile = "paper",
     out: options.Out = options.OUT,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help=f"One of: {', '.join(FORMATS)}. Default: what --to ends with, else terminal."),
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Write to this file instead of standard output; with --curve, folder.")
-    ] = None,
-    with_prompts: Annotated[
-        bool, typer.Option("--with-prompts", help="Of a run as html: prompts, captions and names of files too.")
-    ] = False,
-    figures: Annotated[
-        Path | None, typer.Option("--plots", help="Of a run: write its figures (SVG, PDF) into this folder.")
-    ] = None,
+    form: Format = None,
+    to: To = None,
+    with_prompts: WithPrompts = False,
+    figures: Plots = None,
+    reveal: Reveal = None,
     store: options.StoreDir = options.STORE,
     curve: Annotated[
         bool, typer.Option("--curve", help="ASR of a run against the threshold: CSV, JSON, PNG. Loads no model.")
@@ -62,35 +76,44 @@ def report(
     The format html is one file that works offline: of a run with its rows and, from the store, some of its images, all
     but those of the shapes world blurred; without prompts and captions unless asked.
     """
+    folder = _folder_of(name, out)
     if curve:
-        _curve(_folder_of(name, out), policy, to, cards, as_json)
-        return
-    if policy is not None:
+        _curve(folder, policy, to, cards, as_json)
+    elif policy is not None:
         raise UserError("--policy goes with --curve; a table's card names its policies")
-    if figures is not None:
-        _figures(_folder_of(name, out), figures, cards, as_json)
-        return
-    form = _format(form, to, as_json)
-    if name == SAFEREDIR:
-        _print(_saferedir(runs or [], out, cards, form), to)
-        return
-    if runs:
-        raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
+    elif figures is not None:
+        _figures(folder, figures, cards, as_json)
+    elif reveal is not None:
+        _reveal(folder, reveal, store)
+    else:
+        form = _format(form, to, as_json)
+        if name == SAFEREDIR:
+            text = _saferedir(runs or [], out, cards, form)
+        elif runs:
+            raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
+        elif name not in card_names(ReportCard, card_roots(cards)) and (folder.is_dir() or "/" in name):
+            text = _run(folder, form, store, cards, with_prompts)
+        else:
+            text = _table(name, profile, out, form, cards, with_prompts)
+        _print(text, to)
 
-    if form not in FORMATS:
-        raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
-    if name not in card_names(ReportCard, card_roots(cards)) and (_folder_of(name, out).is_dir() or "/" in name):
-        _print(_run(_folder_of(name, out), form, store, cards, with_prompts), to)
-        return
-    if with_prompts:
-        raise UserError("--with-prompts goes with a run; a table of the paper has no prompts")
 
+def _table(name: str, profile: str, out: Path, form: str, cards: Path | None, with_prompts: bool) -> str:
+    """A table of the paper."""
     from harness.report import table
     from harness.report.render import render
 
+    if with_prompts:
+        raise UserError("--with-prompts goes with a run; a table of the paper has no prompts")
+    _check(form)
     card = load_card(ReportCard, name, card_roots(cards))
     load_card(ProfileCard, profile, card_roots(cards))
-    _print(render(table.assemble(card, out, profile), form), to)
+    return render(table.assemble(card, out, profile), form)
+
+
+def _check(form: str) -> None:
+    if form not in FORMATS:
+        raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
 
 
 def _format(form: str | None, to: Path | None, as_json: bool) -> str:
@@ -103,10 +126,12 @@ def _format(form: str | None, to: Path | None, as_json: bool) -> str:
 
 def _run(folder: Path, form: str, store: Path, cards: Path | None, with_prompts: bool) -> str:
     """One run's numbers again."""
-    from harness.report.stored_run import read_run, render_page, render_run
+    from harness.report.html.run import page
+    from harness.report.stored_run import read_run, render_run, run_page
 
+    _check(form)
     if form == "html":
-        return render_page(read_run(folder), store, load_cards(PolicyCard, card_roots(cards)), with_prompts)
+        return page(run_page(read_run(folder), store, load_cards(PolicyCard, card_roots(cards)), with_prompts)).rstrip()
     if with_prompts:
         raise UserError(f"--with-prompts goes with --format html; --format {form} never has prompts")
     return render_run(read_run(folder), form)
@@ -141,6 +166,20 @@ def _saferedir(names: list[str], out: Path, cards: Path | None, form: str) -> st
     wanted = [*(task.policy for task in saferedir.TASKS), saferedir.PERSON]
     policies = {name: load_card(PolicyCard, name, card_roots(cards)) for name in wanted}
     return saferedir.render(saferedir.assemble(folders, policies), form)
+
+
+def _reveal(run: Path, folder: Path, store: Path) -> None:
+    """Copy a run's images into a private folder."""
+    from harness.report.html.run import copy_images
+    from harness.report.stored_run import read_run, run_page
+
+    try:
+        count = copy_images(run_page(read_run(run), store, ()), folder)
+    except OSError as error:
+        raise UserError(f"--reveal {folder}: cannot be written: {error.strerror}") from None
+    if not count:
+        raise UserError(f"no image of {run.name} is in the store {store}: name its store with --store")
+    typer.echo(f"{count} images, not blurred, in {folder}: remove it when you have seen them", err=True)
 
 
 def _figures(run: Path, folder: Path, cards: Path | None, as_json: bool) -> None:

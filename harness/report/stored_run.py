@@ -21,7 +21,7 @@ from harness.metrics.cells import Cell, Policies
 from harness.metrics.corrections import of_run
 from harness.metrics.cost import Cost
 from harness.report import markdown, terminal
-from harness.report.html.run import RunPage, page
+from harness.report.html.run import RunPage
 from harness.store.recorded import image_shards
 from harness.store.shards import read
 
@@ -93,8 +93,8 @@ def _costs(path: Path) -> list[Cost]:
         raise UserError(f"{show(path)}: not the costs of a run ({error}); run the eval again") from None
 
 
-def render_page(run: StoredRun, store: Path, published: Sequence[PolicyCard], with_prompts: bool = False) -> str:
-    """The run as one HTML file, made anew from its scores and, where the store holds them, its images.
+def run_page(run: StoredRun, store: Path, published: Sequence[PolicyCard], with_prompts: bool = False) -> RunPage:
+    """What the run's HTML file is made of: its folder and, where the store holds them, its images.
 
     Args:
         run: read back.
@@ -111,7 +111,7 @@ def render_page(run: StoredRun, store: Path, published: Sequence[PolicyCard], wi
         shards = image_shards(run.record, store)
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise UserError(f"{show(path)}: not the scores of a run ({error}); run the eval again") from None
-    contents = RunPage(
+    return RunPage(
         record=run.record,
         cells=run.cells,
         costs=run.costs,
@@ -122,7 +122,6 @@ def render_page(run: StoredRun, store: Path, published: Sequence[PolicyCard], wi
         corrections=list(of_run(run.folder).values()),
         with_prompts=with_prompts,
     )
-    return page(contents).rstrip()
 
 
 def render_run(run: StoredRun, form: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +16,14 @@ from PIL import Image, ImageOps
 from harness.metrics.cells import Part, Policies
 from harness.metrics.policies import verdicts
 from harness.report.contact_sheet import blurred, may_show
+from harness.store.files import write_atomically
 from harness.store.schema import KEY
 from harness.store.shards import read
 
 MOST = 600  # images of a page
 BYTES = 3_000_000  # of them, before base64
 _SIDE = 32  # pixels of a blurred image
+_DIGITS = 16  # of a sha256 in a file's name
 
 Row = tuple[str, int]  # row_id, sample
 _Place = tuple[str, str, str, int]  # defense, variant, row_id, sample
@@ -67,14 +69,8 @@ def embed(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], 
         shards: image shards of the run (Parquet, schema IMAGE); of one that was removed nothing is shown.
         revealed: the run is of the shapes world alone.
     """
-    images = _encoded(shards, set(chosen), revealed)
-    numbers: dict[_Place, int] = {}
-    start = 0
-    for part in parts:
-        ids, samples = part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist()
-        places = ((part.defense, part.variant, *row) for row in zip(ids, samples, strict=True))
-        numbers |= {place: start + i for i, place in enumerate(places)}
-        start += part.rows.num_rows
+    images = {place: encode(image, revealed) for place, image in _stored(shards, set(chosen))}
+    numbers = {place: i for i, place in enumerate(_places(parts))}
     by_row: dict[Row, list[_Place]] = {}
     for place in images:
         by_row.setdefault(place[2:], []).append(place)
@@ -89,9 +85,48 @@ def embed(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], 
     return dict(sorted(shown.items()))
 
 
-def _encoded(shards: Iterable[Path], wanted: set[Row], revealed: bool) -> dict[_Place, bytes]:
-    """The images of ``wanted`` as the page holds them."""
-    images: dict[_Place, bytes] = {}
+def copy(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], folder: Path) -> int:
+    """Copy images as they are into a private folder, from which a page can be told to show them; returns how many.
+
+    Each file is called by the first digits of its image's sha256, see ``names``, and readable by its owner alone.
+    """
+    places = dict(
+        zip(_places(parts), (h for part in parts for h in part.rows["image_sha256"].to_pylist()), strict=True)
+    )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    copied = set()
+    for place, image in _stored(shards, set(chosen)):
+        name = _name(places[place])
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(image)).convert("RGB").save(buffer, format="PNG")  # nothing but the image
+        write_atomically(folder / name, buffer.getvalue())
+        (folder / name).chmod(0o600)
+        copied.add(name)
+    return len(copied)
+
+
+def names(parts: Sequence[Part], numbers: Iterable[int]) -> dict[int, str]:
+    """What the files of ``copy`` are called, by the number of the row over all parts."""
+    hashes = [h for part in parts for h in part.rows["image_sha256"].to_pylist()]
+    return {number: _name(hashes[number]) for number in numbers}
+
+
+def _name(sha256: str) -> str:
+    return f"{sha256[:_DIGITS]}.png"
+
+
+def _places(parts: Sequence[Part]) -> list[_Place]:
+    """Method and row of every row over all parts."""
+    return [
+        (part.defense, part.variant, *row)
+        for part in parts
+        for row in zip(part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist(), strict=True)
+    ]
+
+
+def _stored(shards: Iterable[Path], wanted: set[Row]) -> Iterator[tuple[_Place, bytes]]:
+    """The stored images of ``wanted``, one shard after another."""
     for path in shards:
         if not path.exists():
             continue
@@ -100,9 +135,7 @@ def _encoded(shards: Iterable[Path], wanted: set[Row], revealed: bool) -> dict[_
         if here:
             for e in read(path, [*KEY, "image"]).take(pa.array(here)).to_pylist():
                 if e["image"] is not None:
-                    place = (e["defense"], e["variant"], e["row_id"], e["sample"])
-                    images[place] = encode(e["image"], revealed)
-    return images
+                    yield (e["defense"], e["variant"], e["row_id"], e["sample"]), e["image"]
 
 
 def encode(image: bytes, revealed: bool) -> bytes:

@@ -43,12 +43,19 @@ class RunPage:
     with_prompts: bool = False  # prompts, captions and names of imported files too
 
 
+def copy_images(run: RunPage, folder: Path) -> int:
+    """Copy the images that the page shows blurred, as they are, into a private folder; returns how many."""
+    own = list(parts(run.scores))
+    return images.copy(own, images.choose(own, run.policies), run.image_shards, folder)
+
+
 def page(run: RunPage) -> str:
     """The whole file."""
     own = list(parts(run.scores))
     packed = rows.pack(own, run.policies, named=run.with_prompts)
     chosen = images.choose(own, run.policies)
     revealed = contact_sheet.shapes_only(run.scores)
+    embedded = images.embed(own, chosen, run.image_shards, revealed)
     drawn = curve.by_main_policies(run.scores, run.policies, run.published)
     return render(
         "run.html.j2",
@@ -70,10 +77,15 @@ def page(run: RunPage) -> str:
         cells=_cells(run.cells),
         policies=_policies(run),
         how=markdown.METHOD,
-        about={**packed.about, **_islands(own, run), "revealed": revealed},
+        about={
+            **packed.about,
+            **_islands(own, run),
+            "revealed": revealed,
+            "files": {} if revealed else images.names(own, embedded),
+        },
         data=packed.data,
         left_out=packed.left_out,
-        images=images.embed(own, chosen, run.image_shards, revealed),
+        images=embedded,
         revealed=revealed,
         texts=rows.texts(own) if run.with_prompts else "",
     )

@@ -135,7 +135,8 @@
     const benches = [...new Set(about.parts.map((p) => p.bench))];
     const images = JSON.parse(get("images-data").textContent);
     const body = get("pair-table").tBodies[0], turns = pager(get("pair-pager"), PAIR_PAGE, showPage);
-    let listed = [], at = 0, texts = null;
+    const local = new Map();
+    let listed = [], at = 0, texts = null, revealing = false;
 
     options(get("pair-bench"), benches.map((b) => [b, b]));
     const parts = () => about.parts.map((p, i) => [p, i]).filter(([p]) => p.bench === get("pair-bench").value);
@@ -224,21 +225,47 @@
         ...pair.map((i) => make("td", { className: c.kind === "verdict" && c.values[i] === 1 ? "unsafe" : "number" }, c.text(i)))));
       lineage.tBodies[0].replaceChildren(...lines(filled.filter((c) => !c.raw)));
       raw.tBodies[0].replaceChildren(...lines(filled.filter((c) => c.raw)));
+      revealing = false;
       if (there) showImages(pair, names);
       showTexts(pair, names);
       mark();
     }
 
     function showImages(pair, names) {
+      const shown = pair.map((i) => revealing && local.get(about.files[i]));
       pair.forEach((i, k) => {
         const image = get(k ? "slider-second" : "slider-first");
-        image.src = images[i] ?? "";
+        image.src = shown[k] || (images[i] ?? "");
         image.hidden = images[i] === undefined;
-        image.alt = `${row.text(i)} by ${names[k]}${about.revealed ? "" : ", blurred"}`;
+        image.alt = `${row.text(i)} by ${names[k]}${about.revealed || shown[k] ? "" : ", blurred"}`;
       });
       document.querySelector(".stack").classList.toggle("small", about.revealed);
-      get("slider-caption").textContent = `Left of the edge ${names[1]}, right of it ${names[0]}${about.revealed ? "" : "; both blurred"}.`;
+      const blurred = about.revealed || shown.every(Boolean) ? "" : "; blurred";
+      get("slider-caption").textContent = `Left of the edge ${names[1]}, right of it ${names[0]}${blurred}.`;
+      if (get("reveal")) {
+        get("reveal-row").disabled = !pair.some((i) => local.has(about.files[i]));
+        get("reveal-row").setAttribute("aria-pressed", String(revealing));
+      }
       slide();
+    }
+
+    // Images of this machine, only if its user chooses their files; every row begins blurred.
+    async function readLocal() {
+      const named = new Set(Object.values(about.files));
+      const files = [...get("reveal-files").files].filter((file) => named.has(file.name));
+      await Promise.all(files.map((file) => new Promise((done) => {
+        const reader = new FileReader();
+        reader.addEventListener("load", () => { local.set(file.name, reader.result); done(); });
+        reader.addEventListener("error", done);
+        reader.readAsDataURL(file);
+      })));
+      get("reveal-said").textContent = `${local.size} of the ${named.size} images of this page are at hand.`;
+      showRow();
+    }
+
+    function turnRow() {
+      revealing = !revealing;
+      showImages(listed[at], [method("pair-first"), method("pair-second")]);
     }
 
     function slide() {
@@ -272,6 +299,10 @@
     get("row-back").addEventListener("click", () => step(-1));
     get("row-next").addEventListener("click", () => step(1));
     get("slider-at").addEventListener("input", slide);
+    if (get("reveal")) {
+      get("reveal-files").addEventListener("change", readLocal);
+      get("reveal-row").addEventListener("click", turnRow);
+    }
     chooseBench();
   }
 
