@@ -85,3 +85,17 @@ def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(images, "BYTES", 10 * len(checkered(32)))
     embedded = images.embed(own, images.choose(own, POLICIES), shards(tmp_path, scores), revealed=True)
     assert len(embedded) == 8  # whole rows of four methods
+
+
+def test_images_are_copied_as_they_are_only_into_a_private_folder(tmp_path: Path) -> None:
+    scores = rows()
+    own = list(parts(scores))
+    chosen, paths, folder = images.choose(own, POLICIES), shards(tmp_path, scores, size=64), tmp_path / "seen"
+    folder.mkdir(mode=0o755)
+    embedded = images.embed(own, chosen, paths, revealed=False)
+    assert images.copy(own, chosen, paths, folder) == 6  # by hash: methods of these rows share theirs
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in folder.iterdir()} == set(images.names(own, embedded).values())
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert (np.asarray(Image.open(path)) == np.asarray(Image.open(io.BytesIO(checkered(64))))).all()

@@ -11,7 +11,7 @@ from browser import Browser, needs_chromium
 from html_samples import POLICIES, SECRET, rows, run_page, shards
 
 from harness.metrics.policies import verdicts
-from harness.report.html.run import page
+from harness.report.html.run import copy_images, page
 
 pytestmark = needs_chromium
 
@@ -136,6 +136,33 @@ def test_the_slider_goes_by_keyboard(browser: Browser) -> None:
     assert browser.evaluate(clip) == "inset(0px 99% 0px 0px)"
     browser.press("End")
     assert attribute(browser, "#slider-at", "aria-valuetext") == "100% none + resafe"
+
+
+def test_images_are_revealed_only_from_files_that_are_chosen_and_row_by_row(tmp_path: Path) -> None:
+    scores = rows(COUNT)  # of the paper's profile
+    run = run_page(scores, shards(tmp_path, scores, size=64))
+    path, folder = tmp_path / "report.html", tmp_path / "seen"
+    path.write_text(page(run), encoding="utf-8")
+    assert copy_images(run, folder) > 0
+    width = "document.querySelector('#slider-first').naturalWidth"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(path)
+        browser.wait(f"{width} === 32")
+        assert "blurred" in attribute(browser, "#slider-first", "alt")
+        assert browser.evaluate("document.querySelector('#reveal-row').disabled")
+        browser.choose_files("#reveal-files", sorted(folder.iterdir()))
+        browser.wait("!document.querySelector('#reveal-row').disabled")
+        browser.wait(f"{width} === 32")
+        browser.evaluate("document.querySelector('#reveal').open = true")
+        focus(browser, "#reveal-row")
+        browser.press("Enter")
+        browser.wait(f"{width} === 64")
+        assert attribute(browser, "#reveal-row", "aria-pressed") == "true"
+        focus(browser, "#row-next")
+        browser.press("Enter")
+        browser.wait(f"{width} === 32")
+        assert attribute(browser, "#reveal-row", "aria-pressed") == "false"
+        assert browser.errors == []
 
 
 @pytest.mark.parametrize("dark", [False, True])
