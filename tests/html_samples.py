@@ -39,7 +39,8 @@ def rows(count: int = 8, seed: int = 0, methods: Sequence[tuple[str, str]] = MET
                     "row_id": f"b/{i:05d}", "sample": 0, "bench": "b", "concept": "nudity", "profile": "paper",
                     "backbone": "sd-1-4", "defense": defense, "variant": variant, "seed": 2**40 + i,
                     "prompt": f"{SECRET} {i}", "excluded": None, "error": None, "degenerate": None,
-                    "image_sha256": None if lost else hashlib.sha256(bytes([i])).hexdigest(), "nudenet_a": score, "nudenet_b": score and score / 2,
+                    "image_sha256": None if lost else hashlib.sha256(bytes([i])).hexdigest(),
+                    "nudenet_a": score, "nudenet_b": score and score / 2,
                     "other_label": None if lost else -3.5 * i, "unsafe_caption": f"{SECRET} caption",
                     "unsafe_components": [SECRET], **(made if variant != "base" else {}), **lost, **more,
                 }
