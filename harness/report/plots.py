@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = "osD^vP*X"
 KINDS = ("svg", "pdf")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "svg.hashsalt": "harness", "svg.fonttype": "path",
     "pdf.fonttype": 42, "figure.dpi": 120,
