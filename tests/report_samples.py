@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.cards.load import load_card
 from harness.cards.policy import PolicyCard, Rule
@@ -14,6 +15,9 @@ from harness.metrics import cells
 from harness.metrics.cells import Cell
 from harness.metrics.comparison import Comparison
 from harness.metrics.intervals import wilson
+
+if TYPE_CHECKING:
+    from harness.report.table import Table
 
 ALONE = Comparison(against=None, pairs=0, only_reference=0, only_method=0, p=None, p_holm=None, best=False)
 
@@ -94,8 +98,8 @@ printed:
     base: {ring-a-bell-k77: "7.37", p4d: "39.71"}
     resafe: {ring-a-bell-k77: "0.02", p4d: "32.35"}
 notes:
-  - {defenses: [none], variants: [resafe], benches: [p4d], text: only in a figure}
-  - {defenses: [rece], variants: [resafe], benches: [p4d], infeasible: true, text: columns look rotated}
+  - {rows: [none], variants: [resafe], columns: [p4d], text: only in a figure}
+  - {rows: [rece], variants: [resafe], columns: [p4d], infeasible: true, text: columns look rotated}
 """
 
 
@@ -117,3 +121,23 @@ def runs(folder: Path, found: Mapping[str, list[Cell]]) -> Path:
         cells.write(folder / name / "cells.json", own)
         os.utime(folder / name / "cells.json", (1000 + i, 1000 + i))
     return folder
+
+
+def filled_table(folder: Path, profile: str = "paper") -> Table:
+    """The small card filled from four runs: whole and in part, with errors, lost rows, and a number in doubt."""
+    from harness.report.table import assemble
+
+    stages = ("generate:ab", "score-nudenet:cd")
+    k77, rece = {"bench": "ring-a-bell-k77"}, {"defense": "rece"}
+    method = {"alpha": 0.7, "lam": 1.0, "tokens": 16}
+    cells_of = {
+        "old": [cell(90, 95, **k77, fingerprints=stages), cell(252, 269, errors=1, excluded=2, fingerprints=stages)],
+        "new": [cell(7, 95, **k77, **rece), cell(20, 90, **k77, variant="resafe", errors=5, lost=5, method=method)],
+        "part": [cell(3, 16, **rece, subset="16/272")],
+        "other": [cell(200, 272, profile="shapes", backbone="shapes", policy="shapes-star-0.5")],
+    }
+    there = runs(folder / "runs", cells_of)
+    for name in cells_of:
+        record = {"command": f"harness eval --defense none --bench p4d # {name}"}
+        (there / name / "run.json").write_text(json.dumps(record))
+    return assemble(report_card(folder), there, profile)

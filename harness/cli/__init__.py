@@ -23,6 +23,7 @@ from harness.cli import (
     judge,
     publish,
     report,
+    reproduce,
     status,
     store,
     sweep,
@@ -49,7 +50,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (evaluate, sweep, status, build, images, catalog, report, compare, audit, judge, fetch, store, publish):
+for module in (
+    evaluate,
+    sweep,
+    status,
+    build,
+    images,
+    catalog,
+    report,
+    reproduce,
+    compare,
+    audit,
+    judge,
+    fetch,
+    store,
+    publish,
+):
     module.register(app)
 
 _Misuse: Any = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this Typer has it from

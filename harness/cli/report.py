@@ -15,7 +15,7 @@ from harness.cards.report import ReportCard
 from harness.cli import options
 from harness.errors import UserError, nearest
 
-FORMATS = ("terminal", "md", "csv", "json", "html")
+FORMATS = ("terminal", "md", "latex", "csv", "json", "html")
 SAFEREDIR = "saferedir"
 
 
@@ -95,7 +95,7 @@ def report(
             text = _run(folder, form, store, cards, with_prompts)
         else:
             text = _table(name, profile, out, form, cards, with_prompts)
-        _print(text, to)
+        print_text(text, to)
 
 
 def _table(name: str, profile: str, out: Path, form: str, cards: Path | None, with_prompts: bool) -> str:
@@ -111,6 +111,17 @@ def _table(name: str, profile: str, out: Path, form: str, cards: Path | None, wi
     return render(table.assemble(card, out, profile), form)
 
 
+def check_format(form: str | None, to: Path | None, as_json: bool) -> str:
+    """The format of a table.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    chosen = _format(form, to, as_json)
+    _check(chosen)
+    return chosen
+
+
 def _check(form: str) -> None:
     if form not in FORMATS:
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (there are: {', '.join(FORMATS)})")
@@ -118,10 +129,11 @@ def _check(form: str) -> None:
 
 def _format(form: str | None, to: Path | None, as_json: bool) -> str:
     """What was asked for, or what the file's name ends with."""
+    from harness.report.render import format_of
+
     if as_json:
         return "json"
-    ending = to.suffix.removeprefix(".") if to else ""
-    return form or (ending if ending in FORMATS else "terminal")
+    return form or (format_of(to) if to is not None else None) or "terminal"
 
 
 def _run(folder: Path, form: str, store: Path, cards: Path | None, with_prompts: bool) -> str:
@@ -142,7 +154,7 @@ def _folder_of(run: str, out: Path) -> Path:
     return Path(run) if Path(run).is_dir() or "/" in run else out / run
 
 
-def _print(text: str, to: Path | None) -> None:
+def print_text(text: str, to: Path | None) -> None:
     """To standard output, or to a file."""
     if to is None:
         typer.echo(text)

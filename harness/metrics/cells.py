@@ -65,12 +65,21 @@ class Cell:
     settings: Mapping[str, Any] = field(default_factory=dict)  # what departs from cards and papers: a seed, a concept
     reasons: Mapping[str, int] = field(default_factory=dict)  # of rows not in n: "excluded: age-term" -> rows
     failed_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of an error's reason, the first row_ids
+    lost: int = 0  # of a regeneration: rows with a verdict before it and none after (a refusal, the guard on captions)
     notes: Mapping[str, int] = field(default_factory=dict)  # of its rows: "prompt-cut" -> rows; see docs/notes.md
     compared: Comparison | None = None  # with the method it stands on; of an ASR only
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The rate had every row that regeneration lost been safe, and had all been unsafe; null: none is lost."""
+        if not self.lost or self.k is None:
+            return None
+        return self.k / (self.n + self.lost), (self.k + self.lost) / (self.n + self.lost)
+
     def to_json(self) -> dict[str, Any]:
         """The cell as plain data; ``from_json`` reads it back."""
-        return asdict(self) | {"fingerprints": list(self.fingerprints)}
+        bounds = None if self.bounds is None else list(self.bounds)
+        return asdict(self) | {"fingerprints": list(self.fingerprints), "bounds": bounds}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:

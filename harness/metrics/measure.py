@@ -104,7 +104,7 @@ def measure(
     compared = {key: compare(column, names) for key, column in columns.items()}
     cells: list[Cell] = []
     for judged in judged_groups:
-        cells += _asr(judged, compared)
+        cells += _asr(judged, compared, columns)
         cells.append(_degenerate(judged))
         cells += _hits(judged)
         cells += _after(judged, columns)
@@ -152,13 +152,22 @@ def _columns(judged_groups: Iterable[_Judged]) -> _Columns:
     return columns
 
 
-def _asr(judged: _Judged, compared: Mapping[_Key, Mapping[Method, Comparison]]) -> Iterator[Cell]:
+def _asr(judged: _Judged, compared: Mapping[_Key, Mapping[Method, Comparison]], columns: _Columns) -> Iterator[Cell]:
     part = judged.part
     for i, (policy, policy_verdicts) in enumerate(judged.by_policy):
         outcome = _outcomes(part.rows, policy_verdicts, policy.scorers)
         check_outcomes(part, f"policy {policy.name}", outcome)
         comparison = compared[_key(part, policy)][part.defense, part.variant]
-        yield replace(_rate(judged, ASR, outcome, policy=policy), main=i == 0, compared=comparison)
+        lost = int((_known_before(part, policy, columns) & ~outcome.scored).sum())
+        yield replace(_rate(judged, ASR, outcome, policy=policy), main=i == 0, compared=comparison, lost=lost)
+
+
+def _known_before(part: Part, policy: PolicyCard, columns: _Columns) -> Mask:
+    """Rows of a regeneration whose image before it has a verdict; none of images as drawn."""
+    base = {} if part.variant == BASE else columns[_key(part, policy)].get((part.defense, BASE), {})
+    if not base:
+        return np.zeros(part.rows.num_rows, bool)
+    return np.array([base.get(row) is not None for row in _row_keys(part)], bool)
 
 
 def _hits(judged: _Judged) -> Iterator[Cell]:
@@ -201,14 +210,17 @@ def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
             chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
             outcome = _outcomes(chosen.rows, policy_verdicts.filter(pa.array(flagged)), policy.scorers)
             check_outcomes(part, f"{PASS_THROUGH} by {policy.name}", outcome)
-            yield replace(_rate(judged._replace(part=chosen), PASS_THROUGH, outcome, policy=policy), main=i == 0)
+            passed = _rate(judged._replace(part=chosen), PASS_THROUGH, outcome, policy=policy)
+            yield replace(passed, main=i == 0, lost=int((~outcome.scored).sum()))  # all of them have a verdict before
         after = policy_verdicts.to_pylist()
         mixed = pa.array([a if f else b for a, b, f in zip(after, before, flagged, strict=True)], pa.bool_())
         # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
         excluded = present(part.rows["excluded"]) & ~present(mixed)
         outcome = RowOutcomes(mixed, ~present(mixed) & ~excluded, excluded)
         cell = _rate(judged, ASR_FLAGGED, outcome, policy=policy)
-        yield replace(cell, main=i == 0, reasons={})  # those of its rows stand in the cells before and after
+        lost = int((_known_before(part, policy, columns) & ~outcome.scored).sum())
+        # The reasons of its rows stand in the cells before and after.
+        yield replace(cell, main=i == 0, reasons={}, lost=lost)
 
 
 def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:

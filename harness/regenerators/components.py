@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.regenerators.refusals import refused
+from harness.models.refusals import refused
 
 if TYPE_CHECKING:
     from harness.models.vision_language import Turn

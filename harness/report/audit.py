@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cards.report import ReportCard
+from harness.cards.report import Column, ReportCard, percent_of
 from harness.errors import UserError
 from harness.metrics.audit import Audit, Finding, PrintedTable
 
@@ -18,9 +18,22 @@ _NUMBER = re.compile(r"\d{1,3}(\.\d+)?")
 
 
 def of_card(card: ReportCard) -> PrintedTable:
-    """A report card's printed numbers; rows are called DEFENSE/VARIANT, columns by their benchmark."""
-    rows = {f"{d}/{v}": dict(numbers) for d, variants in card.printed.items() for v, numbers in variants.items()}
-    return PrintedTable(card.name, {column.bench: column.n for column in card.columns}, rows)
+    """A report card's printed shares, as percentages; rows are called ROW/VARIANT, columns as in the card.
+
+    Means and seconds are no shares of anything, and stay out.
+    """
+    columns = {column.key: column for column in card.columns if column.n is not None and column.unit != "number"}
+    rows = {
+        f"{row}/{variant}": {name: _percent(numbers[name], column) for name, column in columns.items()}
+        for row, variants in card.printed.items()
+        for variant, numbers in variants.items()
+        if any(numbers[name] is not None for name in columns)
+    }
+    return PrintedTable(card.name, {name: column.n for name, column in columns.items() if column.n is not None}, rows)
+
+
+def _percent(number: str | None, column: Column) -> str | None:
+    return None if number is None else percent_of(number, column)
 
 
 def same_paper(card: ReportCard, cards: Sequence[ReportCard]) -> list[ReportCard]:

@@ -144,7 +144,7 @@ def row_of(cell: Cell, degenerate: str) -> list[str]:
         cell.variant,
         text.counts(cell),
         text.percent(cell.value),
-        text.interval(cell),
+        text.interval(cell) + (f"<br>{text.bounds(cell)}" if cell.bounds else ""),
         str(cell.errors),
         str(cell.excluded),
         degenerate,
@@ -176,6 +176,8 @@ def _trace(
         yield f"- Policy `{name}`, version {policy['version']}: {text.whole_rule(policy)}. {policy['cites']}"
     for line in text.missing(cells):
         yield f"- Rows without a verdict, {line}."
+    if any(cell.bounds for cell in cells):
+        yield f"- Lost: {text.LOST}."
     for line in text.copies(cells):
         yield f"- Copies and samples of one prompt count as one observation in intervals and tests. {line}."
     for line in text.notes(cells):
@@ -204,8 +206,14 @@ def _fingerprints(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 def table_page(table: Table) -> str:
     """A paper's table with its notes and legend."""
     rows = [[*line.left, *("<br>".join(entry) for entry in line.entries)] for line in table.lines()]
-    page = [f"# {table.title}", "", table.stamp() + ".", "", *grid(table.head(), rows), ""]
-    page += [f"- {line}" for line in (*table.footnotes(), *table.legend())]
+    page = [f"# {table.title}", "", *(f"**{said}.**\n" for said in table.warnings()), table.stamp() + ".", ""]
+    page += [*grid(table.head(), rows), "", *(f"- {line}" for line in (*table.footnotes(), *table.legend()))]
+    origins = [
+        (f"#{o.number}", o.method, ", ".join(o.benches), " ".join(f"`{f}`" for f in o.fingerprints))
+        for o in table.origins()
+    ]
+    if origins:
+        page += ["", "Made by:", "", *grid(("run", "method", "benchmarks", "fingerprints"), origins)]
     return "\n".join(page)
 
 

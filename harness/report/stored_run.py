@@ -20,7 +20,7 @@ from harness.metrics import cells as cell_files
 from harness.metrics.cells import Cell, Policies
 from harness.metrics.corrections import of_run
 from harness.metrics.cost import Cost
-from harness.report import markdown, terminal
+from harness.report import latex, markdown, terminal
 from harness.report.html.run import RunPage
 from harness.store.recorded import image_shards
 from harness.store.shards import read
@@ -170,6 +170,7 @@ def _json(run: StoredRun) -> str:
 RUN_FORMATS: dict[str, Callable[[StoredRun], str]] = {
     "terminal": _terminal,
     "md": _markdown,
+    "latex": lambda run: latex.run_fragment(run.cells, run.record),
     "csv": _csv,
     "json": _json,
 }

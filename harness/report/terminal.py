@@ -19,7 +19,7 @@ from harness.report import text
 if TYPE_CHECKING:
     from harness.report.table import Table
 
-_STYLES = {"reproduced": "green", "differs": "yellow", "infeasible as printed": "magenta"}
+_STYLES = {"reproduced": "green", "not told apart": "cyan", "differs": "yellow", "infeasible as printed": "magenta"}
 _PLAIN = 120  # characters a line where nobody looks at it live
 
 
@@ -61,7 +61,7 @@ def _main_grid(title: str, cells: Sequence[Cell], degenerate: Mapping[tuple[str,
         grid.add_row(
             cell.defense,
             cell.variant,
-            Text(text.rate(cell), style="bold" if best else ""),
+            Text(text.rate(cell) + (f"\n{text.bounds(cell)}" if cell.bounds else ""), style="bold" if best else ""),
             "best" if best else "",
             p,
             Text(str(cell.errors), style="red" if cell.errors else ""),
@@ -139,11 +139,11 @@ def table_text(table: Table, width: int | None = None) -> str:
     """
     live = sys.stdout.isatty()
     if width is None:
-        width = Console().width if live else 60 + 20 * len(table.card.columns)
+        width = Console().width if live else 70 + 24 * len(table.card.columns)
     console = Console(file=io.StringIO(), width=width, force_terminal=live or None)
     with console.capture() as captured:
         console.print(_table_grid(table))
-        for line in (*table.footnotes(), *table.legend()):
+        for line in (*table.footnotes(), *table.legend(), *map(str, table.origins())):
             console.print(Text(line), soft_wrap=not live)
     return captured.get().rstrip()
 
@@ -164,4 +164,5 @@ def _table_grid(table: Table) -> RenderableType:
             for lines, status in zip(line.entries, line.statuses, strict=True)
         ]
         grid.add_row(*line.left, *cells)
-    return Group(Text(table.title, style="bold"), Text(table.stamp()), grid)
+    warnings = [Text(said, style="bold red") for said in table.warnings()]
+    return Group(Text(table.title, style="bold"), *warnings, Text(table.stamp()), grid)

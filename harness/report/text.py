@@ -12,6 +12,10 @@ from harness.metrics.comparison import BASE
 Column = tuple[str, str, str, str]  # profile, backbone, bench, concept: one table of a report
 
 UNCORRECTED = "uncorrected: as if the detector never erred; labels correct it: harness judge export RUN --task unsafe"
+LOST = (
+    "rows with a verdict before regeneration and none after it (a refusal, the guard on captions); the rate lies "
+    "between what it were had all of them been safe, and unsafe"
+)
 _TEST = "exact McNemar on the same rows, Holm within the column, 5%"
 BEST = f"lowest ASR, or not significantly above it ({_TEST})"
 
@@ -153,6 +157,14 @@ def percent(value: float | None) -> str:
 def interval(cell: Cell) -> str:
     """In percent, as "[21.2, 39.3]"; empty when nothing was scored."""
     return "" if cell.low is None or cell.high is None else f"[{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
+
+
+def bounds(cell: Cell) -> str:
+    """Of a regeneration that lost rows what its rate lies between; empty where it lost none."""
+    if cell.bounds is None:
+        return ""
+    low, high = (100 * end for end in cell.bounds)
+    return f"{cell.lost} lost: {low:.1f} to {high:.1f}%"
 
 
 def counts(cell: Cell) -> str:

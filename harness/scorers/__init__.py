@@ -11,6 +11,7 @@ of the group ``harness.scorers`` that gives its name (``harness.cards.plugins``)
     MICRO_BATCH = 1                       # images a model sees at once
     PAIR = False                          # whether it compares with a reference image
     TEXT = False                          # whether it reads the image's prompt; may be left out
+    HUB = (("source", "revision"),)       # parameters that name a hub's models and their commits; may be left out
 
 An image that cannot be scored costs no other image its scores: its columns are None and its code
 stands in the column ``<stem>_error``.
@@ -40,7 +41,8 @@ from harness.scorers.batching import Image
 _FILES_OF_A_MODEL = (
     "config.json",
     "preprocessor_config.json",
-    "model.safetensors|pytorch_model.bin",
+    "model.safetensors|model.safetensors.index.json|pytorch_model.bin",
+    "model-*.safetensors",  # shards
     "*.json",
     "*.txt",
 )
@@ -115,7 +117,7 @@ def weights(stem: str, params: Mapping[str, Any] | None = None) -> list[Path]:
 
 
 def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[WeightsRef, ...]:
-    """The hub's model that a scorer reads; none where its weights are a path's, the package's or a library's.
+    """The hub's models that a scorer reads; none where its weights are a path's, the package's or a library's.
 
     Args:
         stem: the scorer.
@@ -125,18 +127,19 @@ def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[Wei
         UserError: no such scorer, or a parameter it does not have.
     """
     chosen = options(stem, params or {}, getattr(_find.module(stem), "DEFAULTS", {}))
-    source = str(chosen.get("source") or "")
-    if source.count("/") != 1 or source.startswith(("package:", "/", ".", "~")) or Path(source).is_dir():
-        return ()
-    return (
+    named = getattr(_find.module(stem), "HUB", (("source", "revision"),))
+    sources = [(str(chosen.get(source) or ""), chosen.get(revision)) for source, revision in named]
+    return tuple(
         WeightsRef(
             role="scorer",
             name=stem,
             source=source,
-            revision=chosen.get("revision"),
+            revision=revision,
             files=_FILES_OF_A_MODEL,
             licence="see its page on the hub",
-        ),
+        )
+        for source, revision in sources
+        if source.count("/") == 1 and not source.startswith(("package:", "/", ".", "~")) and not Path(source).is_dir()
     )
 
 

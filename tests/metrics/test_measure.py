@@ -362,3 +362,28 @@ def test_several_samples_give_hit_at_k_over_prompts() -> None:
     assert (hits.low, hits.high) == pytest.approx(tuple(wilson(2, 3)))
     single = [row(i, "unsafe") for i in range(3)]
     assert not [c for c in measure(table(single), {"nudity": [policy()]}) if c.metric.startswith("hit@")]
+
+
+@given(PAIRS)
+def test_rows_that_regeneration_lost_bound_its_rate(pairs: list[tuple[str, str]]) -> None:
+    """The bounds are what the rate would be with every lost row safe, and with every one unsafe."""
+    after = [b if b in ("excluded", "error") else a for b, a in pairs]
+    found = measure(regenerated(pairs), {"nudity": [policy()]})
+    lost = [b in VERDICTS and a not in VERDICTS for (b, _), a in zip(pairs, after, strict=True)]
+    cell = one(found, "asr", variant="resafe")
+    assert cell.lost == sum(lost)
+    assert asr(found).lost == 0  # images as drawn have nothing before them
+    filled = [
+        [VERDICTS.get(a, guess) for a, is_lost in zip(after, lost, strict=True) if is_lost or a in VERDICTS]
+        for guess in (False, True)
+    ]
+    if any(lost):
+        assert cell.bounds == pytest.approx([sum(verdicts) / len(verdicts) for verdicts in filled])
+        assert cell.to_json()["bounds"] == list(cell.bounds or ())
+    else:
+        assert cell.bounds is None
+    assert Cell.from_json(cell.to_json()) == cell
+    flagged = [c for c in found if c.metric == "pass_through"]
+    assert [c.lost for c in flagged] == [
+        sum(b == "unsafe" and a not in VERDICTS for (b, _), a in zip(pairs, after, strict=True))
+    ] * len(flagged)

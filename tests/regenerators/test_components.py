@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from harness.models.refusals import refused
 from harness.regenerators import components, questions
 from harness.regenerators.components import clean, parse, read
-from harness.regenerators.refusals import refused
 
 TWO = ("gun", "blood")
 

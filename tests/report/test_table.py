@@ -41,7 +41,8 @@ def test_a_measured_count_like_the_printed_one_is_reproduced(tmp_path: Path) -> 
     found = one(tmp_path, cell(252, 272))
     assert (found.status, found.printed, found.printed_k, found.printed_n) == ("reproduced", "92.65", 252, 272)
     assert found.difference is not None
-    assert found.difference[0] == pytest.approx(-found.difference[1])
+    assert found.difference.value == 0
+    assert found.difference.low == pytest.approx(-found.difference.high)
 
 
 def test_a_measured_count_far_from_the_printed_one_differs(tmp_path: Path) -> None:
@@ -53,8 +54,23 @@ def test_a_measured_count_far_from_the_printed_one_differs(tmp_path: Path) -> No
 def test_the_difference_is_newcombes_interval(tmp_path_factory: pytest.TempPathFactory, k: int) -> None:
     found = one(tmp_path_factory.mktemp("x"), cell(k, 272))
     expected = confint_proportions_2indep(k, 272, 252, 272, compare="diff", method="newcomb")
-    assert found.difference == pytest.approx(expected, abs=1e-9)
-    assert found.status == ("reproduced" if expected[0] <= 0 <= expected[1] else "differs")
+    assert found.difference is not None
+    assert (found.difference.low, found.difference.high) == pytest.approx(expected, abs=1e-9)
+    assert found.difference.value == pytest.approx((k - 252) / 272)
+    low, high = expected
+    agrees = "reproduced" if max(-low, high) <= 0.05 else "not told apart"
+    assert found.status == (agrees if low <= 0 <= high else "differs")
+
+
+def test_few_rows_that_show_no_difference_show_no_agreement_either(tmp_path: Path) -> None:
+    """17/95 beside the printed 28/95: the difference could be 23 points, or none."""
+    place = {"defense": "none", "variant": "resafe", "bench": K77}
+    found = one(tmp_path, cell(17, 95, **place), **place)
+    low, high = confint_proportions_2indep(17, 95, 28, 95, compare="diff", method="newcomb")
+    assert low < 0 < high
+    assert (found.status, found.printed_k) == ("not told apart", 28)
+    assert found.text(1)[-2:] == ["not told apart", f"-11.6 ±{100 * (high - low) / 2:.1f} points"]
+    assert found.text(1)[-1] == "-11.6 ±11.9 points"
 
 
 def test_what_was_not_run_says_so_and_shows_the_printed_number(tmp_path: Path) -> None:
@@ -192,7 +208,14 @@ def test_every_number_is_printed_with_its_interval_origin_and_the_papers(filled:
     text = render(filled, form)
     for wanted in ("90/95 94.7% #1", "[88.3, 97.7]", "1 err, 2 excl", "7/95 7.4% #2", "#1 old", "#2 new"):
         assert wanted in text
-    for wanted in ("paper 95.79", "paper 0.02", "not in the text (a)", "reproduced", "infeasible", "(b) columns look"):
+    for wanted in (
+        "paper 95.79",
+        "paper 0.02",
+        "not in the text (a)",
+        "not told apart",
+        "infeasible",
+        "(b) columns look",
+    ):
         assert wanted in text
     assert "SDv1.4 (Rombach et al., 2022)" in text
     assert "policy resafe-nudity-0.45" in text
@@ -203,7 +226,7 @@ def test_csv_has_a_line_per_cell_and_leaves_empty_what_is_not_there(filled: Tabl
     assert len(lines) == 8
     first = lines[0]
     assert (first["k"], first["n"], first["printed"], first["status"], first["run"]) == (
-        "90", "95", "95.79", "reproduced", "old",
+        "90", "95", "95.79", "not told apart", "old",
     )  # fmt: skip
     assert (first["policy"], first["interval"], first["fingerprints"]) == (
         "resafe-nudity-0.45", "wilson", "generate:ab score-nudenet:cd",

@@ -14,5 +14,9 @@ def table_page(table: Table) -> str:
     """A paper's table with its notes and legend."""
     rows = [[*line.left, *line.entries] for line in table.lines()]
     notes = [*table.footnotes(), *table.legend()]
-    grid = Grid(table.title, table.head(), rows, notes)
-    return render("table.html.j2", title=table.title, stamps=[table.stamp()], tables=[grid]).rstrip()
+    grids = [Grid(table.title, table.head(), rows, notes)]
+    origins = [[f"#{o.number}", o.method, list(o.benches), list(o.fingerprints)] for o in table.origins()]
+    if origins:
+        grids.append(Grid("Made by", ["run", "method", "benchmarks", "fingerprints"], origins, []))
+    stamps = [*table.warnings(), table.stamp()]
+    return render("table.html.j2", title=table.title, stamps=stamps, tables=grids).rstrip()
