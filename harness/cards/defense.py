@@ -85,7 +85,7 @@ class DefenseCard(Card):
         return [own, self.shapes] if profile == "shapes" and self.shapes is not None else [own]
 
     def resolve(self, profile: str, concept: str) -> dict[str, Any]:
-        """The parameters for one concept: common ones, then the concept's, then the shapes overlay's.
+        """The parameters for one concept: common ones, then the concept's, then the overlay's, in the same order.
 
         Args:
             profile: the profile's edition (``paper`` or ``shapes``).
@@ -104,9 +104,7 @@ class DefenseCard(Card):
             )
         merged: dict[str, Any] = {}
         for layer in layers:
-            merged |= layer.params
-        for layer in layers:
-            merged |= layer.concepts.get(concept, {})
+            merged |= {**layer.params, **layer.concepts.get(concept, {})}
         return merged | self._changes
 
 

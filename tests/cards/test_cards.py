@@ -323,6 +323,16 @@ def test_the_shapes_overlay_lies_over_both(tmp_path: Path) -> None:
     assert card.resolve("shapes", "van-gogh") == {"steps": 1, "strength": 1.0, "words": ["striped"]}
 
 
+@pytest.mark.parametrize("name", card_names(DefenseCard, ROOTS))
+def test_what_the_shapes_overlay_says_of_all_concepts_lies_over_what_the_card_says_of_one(name: str) -> None:
+    card = load_card(DefenseCard, name, ROOTS)
+    for concept, own in (card.shapes.concepts if card.shapes is not None else {}).items():
+        assert card.shapes is not None
+        expected = {**card.shapes.params, **own}
+        resolved = card.resolve("shapes", concept)
+        assert {key: resolved[key] for key in expected} == expected
+
+
 def test_a_concept_that_a_defense_lacks_names_those_it_has(tmp_path: Path) -> None:
     write(tmp_path, "defense", "method", DEFENSE)
     card = load_card(DefenseCard, "method", [tmp_path])

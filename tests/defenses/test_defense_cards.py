@@ -74,7 +74,6 @@ def test_trained_defenses_have_the_published_hyperparameters(name: str, concept:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_defenses_on_shapes_do_not_take_the_papers_length(name: str) -> None:
-    """What a card says of a concept goes over what its shapes edition says of all."""
     for concept in ("nudity", "violence", "van-gogh"):
         params = resolve(name, "shapes", concept)
         assert params["steps"] <= 100
