@@ -61,6 +61,21 @@ def test_a_build_cut_anywhere_gives_the_weights_of_one_that_was_not(tmp_path: Pa
     assert [s.step for s in told] == list(range(cut - cut % PLAN.save_every + 1, PLAN.steps + 1))
 
 
+def test_slow_steps_are_saved_before_their_number_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(step: BuildStep) -> None:
+        if step.step == 3:
+            raise StoppedError
+
+    monkeypatch.setattr(loop, "SAVE_S", 0.0)  # so that every step is slow
+    with pytest.raises(StoppedError):
+        trained(BuildContext(folder=tmp_path, report=stop), OPTIMISERS["adamw"])
+    told: list[BuildStep] = []
+    resumed = trained(BuildContext(folder=tmp_path, report=told.append), OPTIMISERS["adamw"])
+    whole = trained(BuildContext(), OPTIMISERS["adamw"])
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+    assert [s.step for s in told] == list(range(4, PLAN.steps + 1))
+
+
 def test_a_finished_phase_is_not_run_again(tmp_path: Path) -> None:
     first = trained(BuildContext(folder=tmp_path), OPTIMISERS["adamw"])
     told: list[BuildStep] = []

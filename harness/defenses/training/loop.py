@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from torch import Generator, Tensor, nn
 from harness.defenses.base import BuildContext, BuildStep
 from harness.errors import UserError
 
+SAVE_S = 120.0  # seconds after which a step is saved that is no multiple of `Training.save_every`
+
 Loss = Callable[[int, Generator], Tensor]  # step from 0 and its generator (on the CPU) to a scalar
 MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -36,7 +39,7 @@ class Training:
     phase: str  # for progress, and the checkpoint's file name; unique within one build
     steps: int  # 0: nothing changes
     seed: int = 0
-    save_every: int = 100  # steps
+    save_every: int = 100  # steps; slow steps are saved more often, see `SAVE_S`
     clip_norm: float | None = None  # of the gradient over all parameters; only where the paper has it
 
 
@@ -49,8 +52,8 @@ def train(
 ) -> None:
     """Minimise ``loss`` over ``parameters``, in place; only these are changed.
 
-    A checkpoint lies in ``context.folder`` after every ``plan.save_every`` steps and after the last one, so that a
-    finished phase of a build is not run again.
+    A checkpoint lies in ``context.folder`` after every ``plan.save_every`` steps, after every two minutes and after the
+    last step, so that a finished phase of a build is not run again.
 
     Args:
         plan: steps, seed, checkpoints.
@@ -67,10 +70,13 @@ def train(
     path = None if context.folder is None else context.folder / f"{plan.phase}.safetensors"
     first = 0 if path is None or not path.exists() else _restore(path, parameters, optimiser)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        saved = time.monotonic()
         for step in range(first, plan.steps):
             value = _step(plan, step, parameters, optimiser, loss)
-            if path is not None and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
+            due = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps or time.monotonic() - saved > SAVE_S
+            if path is not None and due:
                 _save(path, parameters, optimiser, step + 1)
+                saved = time.monotonic()
             context.report(BuildStep(plan.phase, step + 1, plan.steps, value))
 
 
