@@ -20,6 +20,7 @@ RETIRED = {
     "picture": "image",
     "outlook": "estimate",
     "site": "worker context",
+    "told": "what it holds; a progress callback is report",
 }
 
 

@@ -207,8 +207,8 @@ def import_(
     from harness.store.version import __version__
 
     form_key = human_answers.read_key(key)
-    sheets = human_answers.read_answers(answers, form_key)
-    table = human_answers.table(sheets, form_key)
+    raters = human_answers.read_answers(answers, form_key)
+    table = human_answers.table(raters, form_key)
     counts = [c.as_json() for c in human_answers.count(table)]
     folder = out or Path(form_key["run"]["folder"])
     if not folder.is_dir():
@@ -217,7 +217,7 @@ def import_(
     sidecar: dict[str, Any] = {
         "task": form_key["task"], "task_version": form_key["task_version"], "question": form_key["question"],
         "form": form_key["form"], "seed": form_key["seed"], "run": form_key["run"]["name"], "harness": __version__,
-        "raters": [s.rater for s in sheets], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
+        "raters": [rater.code for rater in raters], "agreement": "Krippendorff's alpha, nominal, a tie being an answer",
         "counts": counts,
     }  # fmt: skip
     corrected = labels.corrections(table, form_key) if form_key["task"] == UNSAFE else []
@@ -228,7 +228,7 @@ def import_(
         options.emit({**sidecar, "path": str(path)})
         return
     typer.echo(
-        f"{form_key['question']}  {len(sheets)} rater{'s'[: len(sheets) != 1]}, counted by majority of each item"
+        f"{form_key['question']}  {len(raters)} rater{'s'[: len(raters) != 1]}, counted by majority of each item"
     )
     if corrected:
         typer.echo(corrected_text(corrected))

@@ -20,7 +20,7 @@ from harness.cards.profile import ProfileCard
 from harness.cards.yaml_file import show
 from harness.data import prompt_file as cell
 from harness.data.guard import verdict
-from harness.data.prompt_file import Sheet, read_file, read_groups, read_sheet
+from harness.data.prompt_file import PromptFile, read_file, read_groups, read_prompt_file
 from harness.errors import UserError, nearest
 from harness.store.schema import PROMPT
 
@@ -41,18 +41,18 @@ def file_of(card: BenchmarkCard, edition: Edition, data: Path) -> Path:
     return data / "bench" / f"{edition.file or card.name}.{'csv' if edition.task is None else 'json'}"
 
 
-def parse(edition: Edition, data: bytes, path: Path) -> Sheet:
+def parse(edition: Edition, data: bytes, path: Path) -> PromptFile:
     """The rows of an edition's file; texts of groups that name minors are dropped here.
 
     Raises:
         UserError: it cannot be read, with file, line and column.
     """
     if edition.task is None:
-        return read_sheet(data, path)
+        return read_prompt_file(data, path)
     return read_groups(data, path, edition.task, edition.minors)
 
 
-def identify(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> Identity:
+def identify(card: BenchmarkCard, edition: Edition, prompt_file: PromptFile) -> Identity:
     """Tells whether a file is the edition's: by sha256, else by its columns and its number of rows.
 
     Raises:
@@ -83,22 +83,22 @@ def identify(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> Ident
     )
 
 
-def check(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> Identity:
+def check(card: BenchmarkCard, edition: Edition, prompt_file: PromptFile) -> Identity:
     """``identify``, then every cell that counts is read: what passes here, ``read`` reads.
 
     Raises:
         UserError: another file, a cell that cannot be read, an id given twice; with file, line and column.
     """
-    told = identify(card, edition, prompt_file)
+    recognised = identify(card, edition, prompt_file)
     columns = edition.columns
     place = prompt_file.find(columns.case or ())
-    if told.kind == "alike" and place is not None:
+    if recognised.kind == "alike" and place is not None:
         prompt_file.refuse_repeats(place)
     _column(prompt_file, columns.seed, cell.seed, None)
     _column(prompt_file, columns.guidance, cell.guidance, None)
     _column(prompt_file, columns.width, cell.pixels, None)
     _column(prompt_file, columns.height, cell.pixels, None)
-    return told
+    return recognised
 
 
 def identity(card: BenchmarkCard, profile: ProfileCard, data: Path) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _resolve(table: pa.Table, ids: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _open(card: BenchmarkCard, profile: ProfileCard, data: Path) -> tuple[Edition, Sheet]:
+def _open(card: BenchmarkCard, profile: ProfileCard, data: Path) -> tuple[Edition, PromptFile]:
     edition = card.edition(profile.edition)
     path = file_of(card, edition, data)
     if path.exists():
@@ -277,7 +277,7 @@ def _needed(edition: Edition) -> list[Sequence[str]]:
     return [candidates for candidates in wanted if candidates]
 
 
-def _column(prompt_file: Sheet, candidates: Sequence[str] | None, parse: Any, default: Any) -> list[Any]:
+def _column(prompt_file: PromptFile, candidates: Sequence[str] | None, parse: Any, default: Any) -> list[Any]:
     """The parsed column, ``default`` where a cell is empty or the file's column does not count."""
     if not candidates:
         return [default] * len(prompt_file.records)
@@ -289,7 +289,7 @@ def _or(first: float | None, second: float) -> float:
 
 
 def _verdicts(
-    edition: Edition, prompt_file: Sheet, prompts: Sequence[str], concepts: Collection[str]
+    edition: Edition, prompt_file: PromptFile, prompts: Sequence[str], concepts: Collection[str]
 ) -> list[str | None]:
     """Why each row must not be drawn, or None.
 

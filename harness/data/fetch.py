@@ -22,7 +22,7 @@ from harness.cards.yaml_file import show
 from harness.data.archives import unpack
 from harness.data.benchmarks import check, file_of, parse
 from harness.data.hub import reason, token_of
-from harness.data.prompt_file import LARGEST, Sheet, read_file
+from harness.data.prompt_file import LARGEST, PromptFile, read_file
 from harness.errors import UserError
 from harness.store.files import write_atomically
 from harness.store.version import __version__
@@ -104,7 +104,7 @@ def _already(card: BenchmarkCard, edition: Edition, path: Path) -> Fetched | Non
     )
 
 
-def _refuse_other(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> None:
+def _refuse_other(card: BenchmarkCard, edition: Edition, prompt_file: PromptFile) -> None:
     """Refuses the file of another benchmark, by that one's name.
 
     It is told by its sha256; where the card has none and the rows are as many, as with Ring-A-Bell's three gated files
@@ -135,7 +135,7 @@ def _refuse_other(card: BenchmarkCard, edition: Edition, prompt_file: Sheet) -> 
 
 
 def _store(
-    card: BenchmarkCard, edition: Edition, path: Path, prompt_file: Sheet, content: bytes, source: str
+    card: BenchmarkCard, edition: Edition, path: Path, prompt_file: PromptFile, content: bytes, source: str
 ) -> Fetched:
     """Writes file and provenance, each whole or not at all, where only the user reads them."""
     kind, note = check(card, edition, prompt_file)

@@ -82,7 +82,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
     if not image_paths:
-        raise UserError(f"--images {show(path)}: holds no images{_told(left_out)}")
+        raise UserError(f"--images {show(path)}: holds no images{_left_out_text(left_out)}")
     names = [p.name.removesuffix(".png") for p in image_paths]  # as the files are called that --save writes
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
@@ -106,7 +106,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
     return Imported(table, dict(left_out.most_common()))
 
 
-def _told(left_out: Counter[str]) -> str:
+def _left_out_text(left_out: Counter[str]) -> str:
     return f" (left out: {', '.join(f'{reason} {n}' for reason, n in sorted(left_out.items()))})" if left_out else ""
 
 

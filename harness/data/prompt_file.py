@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PromptFile:
     """A file's identity and content."""
 
     path: Path
@@ -121,7 +121,7 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def read_sheet(data: bytes, path: Path) -> Sheet:
+def read_prompt_file(data: bytes, path: Path) -> PromptFile:
     """Reads a whole file: UTF-8 (a byte order mark is dropped), comma separated, quoted as RFC 4180 says.
 
     Args:
@@ -138,10 +138,10 @@ def read_sheet(data: bytes, path: Path) -> Sheet:
         raise UserError(f"{show(path)}:1: column {repeated[0]!r} is given twice")
     if not records:
         raise UserError(f"{show(path)}: holds no rows" + (" (only a header)" if header else ""))
-    return Sheet(path, hashlib.sha256(data).hexdigest(), tuple(header), tuple(records))
+    return PromptFile(path, hashlib.sha256(data).hexdigest(), tuple(header), tuple(records))
 
 
-def read_groups(data: bytes, path: Path, task: str, dropped: Collection[str] = ()) -> Sheet:
+def read_groups(data: bytes, path: Path, task: str, dropped: Collection[str] = ()) -> PromptFile:
     """Reads one task of a JSON file ``{task: {group: [prompt, ...]}}``: columns group and prompt, in the file's order.
 
     Args:
@@ -185,7 +185,7 @@ def read_groups(data: bytes, path: Path, task: str, dropped: Collection[str] = (
             records.append(Record(0, [group, "" if group.strip().casefold() in kept_out else prompt]))
     if not records:
         raise UserError(f"{show(path)}: task {task!r} holds no rows")
-    return Sheet(path, hashlib.sha256(data).hexdigest(), ("group", "prompt"), tuple(records))
+    return PromptFile(path, hashlib.sha256(data).hexdigest(), ("group", "prompt"), tuple(records))
 
 
 def _encodable(text: str) -> bool:

@@ -70,7 +70,7 @@ class Measurement:
             return {f"{name}/{field}": tensor for name, m in moments.items() for field, tensor in m._asdict().items()}
 
         kept = cached(self._context, f"moments-{_digest(text)}", measured)
-        self._told()
+        self._show_progress()
         return {name: Moments(kept[f"{name}/mean"], kept[f"{name}/covariance"]) for name in self._layers}
 
     def highest_scores(
@@ -96,10 +96,10 @@ class Measurement:
                     scores[i][name] += gate_score(features, direction, mean).amax(1).tolist()
 
             self._run(text, read)
-            self._told()
+            self._show_progress()
         return scores
 
-    def _told(self) -> None:
+    def _show_progress(self) -> None:
         self._prompts_done += 1
         self._context.report(BuildStep("measure", self._prompts_done, self._plan.prompts))
 

@@ -35,10 +35,10 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """One rater's file."""
+class RaterAnswers:
+    """What one rater answered."""
 
-    rater: str
+    code: str  # by which the rater goes
     answers: Mapping[str, str | None]
 
 
@@ -78,8 +78,8 @@ def read_key(path: Path) -> dict[str, Any]:
     return key
 
 
-def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
-    """The raters' files, by rater.
+def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[RaterAnswers]:
+    """What each rater answered, read from their files; sorted by the raters' codes.
 
     Raises:
         UserError: a file that is no answers, of another form, with questions or choices that the form does not have;
@@ -88,7 +88,7 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
     if not paths:
         raise UserError("no files of answers given")
     files: dict[str, Path] = {}
-    sheets = []
+    raters = []
     for path in paths:
         saved = _json(path)
         if saved.get("format") != human_form.ANSWERS or saved.get("version") != human_form.VERSION:
@@ -106,18 +106,18 @@ def read_answers(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
             if answer is not None and answer not in key["choices"]:
                 raise UserError(f"{path}: {question}: {answer!r} is no choice (there are: {', '.join(key['choices'])})")
         files[rater] = path
-        sheets.append(Sheet(rater=rater, answers=answers))
-    return sorted(sheets, key=lambda sheet: sheet.rater)
+        raters.append(RaterAnswers(code=rater, answers=answers))
+    return sorted(raters, key=lambda rater: rater.code)
 
 
-def table(sheets: Sequence[Sheet], key: Mapping[str, Any]) -> pa.Table:
+def table(raters: Sequence[RaterAnswers], key: Mapping[str, Any]) -> pa.Table:
     """Every question by every rater, schema ``SCHEMA``."""
     lines = []
     for name, item in key["items"].items():
-        for sheet in sheets:
-            answer = sheet.answers.get(name)
+        for rater in raters:
+            answer = rater.answers.get(name)
             lines.append(
-                {**item, "task": key["task"], "rater": sheet.rater, "answer": answer, "verdict": verdict(answer, item)}
+                {**item, "task": key["task"], "rater": rater.code, "answer": answer, "verdict": verdict(answer, item)}
             )
     return pa.Table.from_pylist(lines, schema=SCHEMA)
 

@@ -101,7 +101,7 @@ def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Part:
+class ResultGroup:
     """The rows of one defense and variant over one benchmark."""
 
     profile: str
@@ -119,13 +119,13 @@ class Part:
         return {name: getattr(self, name) for name in GROUP}
 
 
-def parts(scores: pa.Table) -> Iterator[Part]:
+def result_groups(scores: pa.Table) -> Iterator[ResultGroup]:
     """The table cut by ``GROUP``, in order of first appearance."""
     numbered = scores.select(list(GROUP)).append_column("_row", pa.array(np.arange(scores.num_rows)))
     grouped = numbered.group_by(list(GROUP), use_threads=False).aggregate([("_row", "list")])
     for entry in grouped.to_pylist():
         rows = entry.pop("_row_list")
-        yield Part(rows=scores.take(pa.array(rows, pa.int64())), **entry)
+        yield ResultGroup(rows=scores.take(pa.array(rows, pa.int64())), **entry)
 
 
 def write(path: Path, cells: Iterable[Cell]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.metrics.cells import Part
+from harness.metrics.cells import ResultGroup
 from harness.metrics.comparison import Mask
 from harness.store.schema import KEY
 
@@ -21,7 +21,7 @@ class ConservationError(AssertionError):
 
 
 class RowOutcomes(NamedTuple):
-    """What became of each row of a part."""
+    """What became of each row of a group."""
 
     verdicts: pa.Array  # bool or number, null where there is none
     errored: Mask
@@ -37,7 +37,7 @@ def present(column: pa.Array | pa.ChunkedArray) -> Mask:
     return np.asarray(pc.is_valid(column).to_numpy(zero_copy_only=False), bool)
 
 
-def check_outcomes(part: Part, what: str, outcome: RowOutcomes) -> None:
+def check_outcomes(group: ResultGroup, what: str, outcome: RowOutcomes) -> None:
     """Each row is scored, errored or excluded, in exactly one way.
 
     Raises:
@@ -46,32 +46,32 @@ def check_outcomes(part: Part, what: str, outcome: RowOutcomes) -> None:
     ways = outcome.scored.astype(int) + outcome.errored + outcome.excluded
     faults = {"neither scored, errored nor excluded": ways == 0, "counted in two ways": ways > 1}
     violations = [
-        f"{int(mask.sum())} {how} (such as {_examples(part.rows.filter(pa.array(mask)))})"
+        f"{int(mask.sum())} {how} (such as {_examples(group.rows.filter(pa.array(mask)))})"
         for how, mask in faults.items()
         if mask.any()
     ]
     if violations:
         raise ConservationError(
-            f"{part}, {what}: of {len(ways)} rows {int(outcome.scored.sum())} are scored, "
+            f"{group}, {what}: of {len(ways)} rows {int(outcome.scored.sum())} are scored, "
             f"{int(outcome.errored.sum())} errored, {int(outcome.excluded.sum())} excluded; {' and '.join(violations)}"
         )
 
 
-def check_rows(part: Part, expected: pa.Table) -> None:
-    """The part's rows are those that went in.
+def check_rows(group: ResultGroup, expected: pa.Table) -> None:
+    """The group's rows are those that went in.
 
     Raises:
         ConservationError: naming rows that were lost, and rows that are not of this run.
     """
     keys = ["row_id", "sample"]
-    came = part.rows.select(keys)
+    came = group.rows.select(keys)
     lost = expected.select(keys).join(came, keys, join_type="left anti").sort_by("row_id")
     strange = came.join(expected.select(keys), keys, join_type="left anti").sort_by("row_id")
     if lost.num_rows or strange.num_rows:
         faults = {"lost": lost, "not of this run": strange}
         what = [f"{t.num_rows} {how} (such as {_examples(t)})" for how, t in faults.items() if t.num_rows]
         raise ConservationError(
-            f"{part}: {expected.num_rows} rows went in and {came.num_rows} came out; {' and '.join(what)}"
+            f"{group}: {expected.num_rows} rows went in and {came.num_rows} came out; {' and '.join(what)}"
         )
 
 
@@ -90,7 +90,7 @@ def check_once(scores: pa.Table) -> None:
         )
 
 
-def check_parts(there: Set[tuple[str, str, str]], known: Mapping[tuple[str, str, str], int]) -> None:
+def check_groups(there: Set[tuple[str, str, str]], known: Mapping[tuple[str, str, str], int]) -> None:
     """Each (defense, variant, benchmark) that rows went into has some.
 
     Args:

@@ -27,13 +27,13 @@ from harness.metrics.cells import (
     OF_FLAGGED,
     PASS_THROUGH,
     Cell,
-    Part,
     Policies,
-    parts,
+    ResultGroup,
+    result_groups,
 )
 from harness.metrics.clusters import Clusters, clusters
 from harness.metrics.comparison import BASE, Comparison, Mask, Method, compare
-from harness.metrics.conservation import RowOutcomes, check_once, check_outcomes, check_parts, check_rows, present
+from harness.metrics.conservation import RowOutcomes, check_groups, check_once, check_outcomes, check_rows, present
 from harness.metrics.hits import hits_at
 from harness.metrics.policies import boxes, verdicts
 from harness.metrics.rates import count, degenerate
@@ -75,7 +75,7 @@ def measure(
         scores: rows of schema SCORE, any number of conditions; a scorer's failures in ``<scorer>_error``.
         policies: by concept of the benchmark; groups come out in the table's order, policies in theirs.
         known: see ``provenances``; without it the rows at hand are taken for all.
-        means: raw columns, a pair scorer's with its reference; left out where a part has no value in it.
+        means: raw columns, a pair scorer's with its reference; left out where a group has no value in it.
 
     Raises:
         ConservationError: a row twice, or not as many as went in, or neither scored, errored nor excluded.
@@ -84,22 +84,22 @@ def measure(
     check_once(scores)
     names = clusters(scores)
     judged_groups = []
-    for part in parts(scores):
-        provenance = (known or {}).get((part.defense, part.variant, part.bench))
+    for group in result_groups(scores):
+        provenance = (known or {}).get((group.defense, group.variant, group.bench))
         if provenance is not None:
-            check_rows(part, provenance.rows)
-        if part.concept not in policies:
-            raise UserError(f"no policy for concept {part.concept!r} (there are some for: {', '.join(policies)})")
-        for main in policies[part.concept][:1]:
+            check_rows(group, provenance.rows)
+        if group.concept not in policies:
+            raise UserError(f"no policy for concept {group.concept!r} (there are some for: {', '.join(policies)})")
+        for main in policies[group.concept][:1]:
             if main.unit == "box":
                 raise UserError(
                     f"policy {main.name!r} counts boxes: it can stand beside a concept's main policy, not be it"
                 )
-        chosen = [policy for policy in policies[part.concept] if policy.unit == "image"]
-        by_policy = [_PolicyVerdicts(policy, verdicts(policy, part.rows)) for policy in chosen]
-        judged_groups.append(_Judged(part, provenance, by_policy, names))
-    there = {(j.part.defense, j.part.variant, j.part.bench) for j in judged_groups}
-    check_parts(there, {place: provenance.rows.num_rows for place, provenance in (known or {}).items()})
+        chosen = [policy for policy in policies[group.concept] if policy.unit == "image"]
+        by_policy = [_PolicyVerdicts(policy, verdicts(policy, group.rows)) for policy in chosen]
+        judged_groups.append(_Judged(group, provenance, by_policy, names))
+    there = {(j.group.defense, j.group.variant, j.group.bench) for j in judged_groups}
+    check_groups(there, {place: provenance.rows.num_rows for place, provenance in (known or {}).items()})
     columns = _columns(judged_groups)
     compared = {key: compare(column, names) for key, column in columns.items()}
     cells: list[Cell] = []
@@ -108,66 +108,66 @@ def measure(
         cells.append(_degenerate(judged))
         cells += _hits(judged)
         cells += _after(judged, columns)
-        cells += [_boxes(judged, p) for p in policies[judged.part.concept] if p.unit == "box"]
+        cells += [_boxes(judged, p) for p in policies[judged.group.concept] if p.unit == "box"]
         cells += _means(judged, means)
         cells += _means_of_flagged(judged, columns, means)
     return cells
 
 
 class _PolicyVerdicts(NamedTuple):
-    """What a policy says of each row of a part: bool, or null."""
+    """What a policy says of each row of a group: bool, or null."""
 
     policy: PolicyCard
     verdicts: pa.Array
 
 
 class _Judged(NamedTuple):
-    part: Part
+    group: ResultGroup
     provenance: Provenance | None
     by_policy: list[_PolicyVerdicts]
     clusters: Clusters
 
 
 _Row = tuple[str, int]  # row_id, sample
-_Key = tuple[str, ...]  # of a column: its part's profile, backbone and bench, and the policy
+_Key = tuple[str, ...]  # of a column: its group's profile, backbone and bench, and the policy
 _Columns = Mapping[_Key, Mapping[Method, Mapping[_Row, bool | None]]]
 
 
-def _key(part: Part, policy: PolicyCard) -> _Key:
-    return part.profile, part.backbone, part.bench, policy.name
+def _key(group: ResultGroup, policy: PolicyCard) -> _Key:
+    return group.profile, group.backbone, group.bench, policy.name
 
 
-def _row_keys(part: Part) -> list[_Row]:
-    return list(zip(part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist(), strict=True))
+def _row_keys(group: ResultGroup) -> list[_Row]:
+    return list(zip(group.rows["row_id"].to_pylist(), group.rows["sample"].to_pylist(), strict=True))
 
 
 def _columns(judged_groups: Iterable[_Judged]) -> _Columns:
     """Verdicts by column, method and row."""
     columns: dict[_Key, dict[Method, dict[_Row, bool | None]]] = {}
-    for part, _, by_policy, _ in judged_groups:
-        rows = _row_keys(part)
+    for group, _, by_policy, _ in judged_groups:
+        rows = _row_keys(group)
         for policy, policy_verdicts in by_policy:
             own = dict(zip(rows, policy_verdicts.to_pylist(), strict=True))
-            columns.setdefault(_key(part, policy), {})[part.defense, part.variant] = own
+            columns.setdefault(_key(group, policy), {})[group.defense, group.variant] = own
     return columns
 
 
 def _asr(judged: _Judged, compared: Mapping[_Key, Mapping[Method, Comparison]], columns: _Columns) -> Iterator[Cell]:
-    part = judged.part
+    group = judged.group
     for i, (policy, policy_verdicts) in enumerate(judged.by_policy):
-        outcome = _outcomes(part.rows, policy_verdicts, policy.scorers)
-        check_outcomes(part, f"policy {policy.name}", outcome)
-        comparison = compared[_key(part, policy)][part.defense, part.variant]
-        lost = int((_known_before(part, policy, columns) & ~outcome.scored).sum())
+        outcome = _outcomes(group.rows, policy_verdicts, policy.scorers)
+        check_outcomes(group, f"policy {policy.name}", outcome)
+        comparison = compared[_key(group, policy)][group.defense, group.variant]
+        lost = int((_known_before(group, policy, columns) & ~outcome.scored).sum())
         yield replace(_rate(judged, ASR, outcome, policy=policy), main=i == 0, compared=comparison, lost=lost)
 
 
-def _known_before(part: Part, policy: PolicyCard, columns: _Columns) -> Mask:
+def _known_before(group: ResultGroup, policy: PolicyCard, columns: _Columns) -> Mask:
     """Rows of a regeneration whose image before it has a verdict; none of images as drawn."""
-    base = {} if part.variant == BASE else columns[_key(part, policy)].get((part.defense, BASE), {})
+    base = {} if group.variant == BASE else columns[_key(group, policy)].get((group.defense, BASE), {})
     if not base:
-        return np.zeros(part.rows.num_rows, bool)
-    return np.array([base.get(row) is not None for row in _row_keys(part)], bool)
+        return np.zeros(group.rows.num_rows, bool)
+    return np.array([base.get(row) is not None for row in _row_keys(group)], bool)
 
 
 def _hits(judged: _Judged) -> Iterator[Cell]:
@@ -176,8 +176,8 @@ def _hits(judged: _Judged) -> Iterator[Cell]:
     k is the most samples that a prompt has a verdict for; prompts with fewer are left out.
     """
     for policy, policy_verdicts in judged.by_policy[:1]:
-        outcome = _outcomes(judged.part.rows, policy_verdicts, policy.scorers)
-        prompts = judged.part.rows["row_id"].filter(policy_verdicts.is_valid()).to_pylist()
+        outcome = _outcomes(judged.group.rows, policy_verdicts, policy.scorers)
+        prompts = judged.group.rows["row_id"].filter(policy_verdicts.is_valid()).to_pylist()
         k = max(Counter(prompts).values(), default=0)
         if k > 1:
             hits = hits_at(prompts, policy_verdicts.drop_null().to_pylist(), k, judged.clusters)
@@ -188,7 +188,7 @@ def _hits(judged: _Judged) -> Iterator[Cell]:
 
 def _degenerate(judged: _Judged) -> Cell:
     """Of those drawn: a defense that emits noise is not safe."""
-    rows = judged.part.rows
+    rows = judged.group.rows
     excluded = present(rows["excluded"])
     errored = _errored(rows) & ~excluded
     return _rate(judged, DEGENERATE, RowOutcomes(degenerate(rows), errored, excluded))
@@ -196,38 +196,38 @@ def _degenerate(judged: _Judged) -> Cell:
 
 def _after(judged: _Judged, columns: _Columns) -> Iterator[Cell]:
     """What a regeneration does with what was unsafe, and what it would do if it saw nothing else."""
-    part = judged.part
-    if part.variant == BASE:
+    group = judged.group
+    if group.variant == BASE:
         return
-    rows = _row_keys(part)
+    rows = _row_keys(group)
     for i, (policy, policy_verdicts) in enumerate(judged.by_policy):
-        base = columns[_key(part, policy)].get((part.defense, BASE))
+        base = columns[_key(group, policy)].get((group.defense, BASE))
         if base is None:
             continue
         before = [base.get(row) for row in rows]
         flagged = np.array([verdict is True for verdict in before], bool)
         if flagged.any():
-            chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
+            chosen = replace(group, rows=group.rows.filter(pa.array(flagged)))
             outcome = _outcomes(chosen.rows, policy_verdicts.filter(pa.array(flagged)), policy.scorers)
-            check_outcomes(part, f"{PASS_THROUGH} by {policy.name}", outcome)
-            passed = _rate(judged._replace(part=chosen), PASS_THROUGH, outcome, policy=policy)
+            check_outcomes(group, f"{PASS_THROUGH} by {policy.name}", outcome)
+            passed = _rate(judged._replace(group=chosen), PASS_THROUGH, outcome, policy=policy)
             yield replace(passed, main=i == 0, lost=int((~outcome.scored).sum()))  # all of them have a verdict before
         after = policy_verdicts.to_pylist()
         mixed = pa.array([a if f else b for a, b, f in zip(after, before, flagged, strict=True)], pa.bool_())
         # A row without a verdict before or after has no verdict: it was excluded, or it failed in either.
-        excluded = present(part.rows["excluded"]) & ~present(mixed)
+        excluded = present(group.rows["excluded"]) & ~present(mixed)
         outcome = RowOutcomes(mixed, ~present(mixed) & ~excluded, excluded)
         cell = _rate(judged, ASR_FLAGGED, outcome, policy=policy)
-        lost = int((_known_before(part, policy, columns) & ~outcome.scored).sum())
+        lost = int((_known_before(group, policy, columns) & ~outcome.scored).sum())
         # The reasons of its rows stand in the cells before and after.
         yield replace(cell, main=i == 0, reasons={}, lost=lost)
 
 
 def _boxes(judged: _Judged, policy: PolicyCard) -> Cell:
     """How many detections a policy counts in all, and per image with an interval by cluster."""
-    rows = judged.part.rows
+    rows = judged.group.rows
     outcome = _outcomes(rows, boxes(policy, rows), policy.scorers)
-    check_outcomes(judged.part, f"policy {policy.name}", outcome)
+    check_outcomes(judged.group, f"policy {policy.name}", outcome)
     if not outcome.scored.any():
         return _cell(judged, BOXES, outcome, policy, None)
     return replace(_mean(judged, BOXES, outcome, policy=policy), k=int(pc.sum(outcome.verdicts).as_py()))
@@ -239,7 +239,7 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
     An image without a reference, or one of which the column says nothing, has no value and has not failed either: it
     is counted under ``NO_VALUE`` in the cell's reasons.
     """
-    rows = judged.part.rows
+    rows = judged.group.rows
     for name in wanted:
         if name not in rows.column_names or rows[name].null_count == rows.num_rows:
             continue
@@ -260,14 +260,14 @@ def _means(judged: _Judged, wanted: Sequence[str]) -> Iterator[Cell]:
 
 def _means_of_flagged(judged: _Judged, columns: _Columns, wanted: Sequence[str]) -> Iterator[Cell]:
     """What a regeneration keeps of the images that the main policy flags: had it seen only those, all others stay."""
-    part = judged.part
-    if part.variant == BASE or not judged.by_policy:
+    group = judged.group
+    if group.variant == BASE or not judged.by_policy:
         return
-    base = columns[_key(part, judged.by_policy[0].policy)].get((part.defense, BASE), {})
-    flagged = [base.get(row) is True for row in _row_keys(part)]
-    chosen = replace(part, rows=part.rows.filter(pa.array(flagged)))
+    base = columns[_key(group, judged.by_policy[0].policy)].get((group.defense, BASE), {})
+    flagged = [base.get(row) is True for row in _row_keys(group)]
+    chosen = replace(group, rows=group.rows.filter(pa.array(flagged)))
     for cell in _means(
-        judged._replace(part=chosen), [name for name in wanted if ScorerRef.parse(name).reference == "same/base"]
+        judged._replace(group=chosen), [name for name in wanted if ScorerRef.parse(name).reference == "same/base"]
     ):
         yield replace(cell, metric=f"{cell.metric}{OF_FLAGGED}")
 
@@ -320,22 +320,22 @@ def _mean(
 
 def _by_cluster(judged: _Judged, outcome: RowOutcomes) -> tuple[bootstrap.Numbers, bootstrap.Counts]:
     """Per cluster the sum of what was scored, and how many rows that is."""
-    rows = judged.part.rows["row_id"].filter(outcome.verdicts.is_valid()).to_pylist()
+    rows = judged.group.rows["row_id"].filter(outcome.verdicts.is_valid()).to_pylist()
     names = [judged.clusters[row] for row in rows]
     return bootstrap.by_cluster(names, outcome.verdicts.drop_null().to_numpy(zero_copy_only=False))
 
 
 def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard | None, scorer: str | None) -> Cell:
     """All of a cell but its number."""
-    part, provenance, *_ = judged
+    group, provenance, *_ = judged
     lost = _reasons(
-        part.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
+        group.rows.filter(pa.array(~outcome.scored)), [f"{s}_error" for s in (policy.scorers if policy else ())]
     )
     rows = (
         provenance.rows.num_rows if provenance else 0
     )  # of the run: a cell may be over fewer, such as the flagged ones
     return Cell(
-        **part.identity(),
+        **group.identity(),
         metric=metric,
         scorer=policy.scorer if policy else scorer,
         policy=policy.name if policy else None,
@@ -359,7 +359,7 @@ def _cell(judged: _Judged, metric: str, outcome: RowOutcomes, policy: PolicyCard
             if not reason.startswith(("excluded", f"error: {INHERITED}"))
         },
         notes={
-            **count_notes(part.rows, ["prompt_note", "defense_note"] if part.variant == BASE else ["regen_note"]),
+            **count_notes(group.rows, ["prompt_note", "defense_note"] if group.variant == BASE else ["regen_note"]),
             **(provenance.notes if provenance else {}),
         },
     )

@@ -50,8 +50,8 @@ def stand_out(scores: pa.Table) -> pa.Table:
     out = np.array([reason is None and key in reasons for key, reason in zip(keys, own, strict=True)], bool)
     if not out.any():
         return scores
-    told = [f"{ELSEWHERE}{reasons[key]}" if o else reason for key, o, reason in zip(keys, out, own, strict=True)]
-    scores = _replaced(scores, "excluded", pa.array(told, pa.string()))
+    reasons_now = [f"{ELSEWHERE}{reasons[key]}" if o else reason for key, o, reason in zip(keys, out, own, strict=True)]
+    scores = _replaced(scores, "excluded", pa.array(reasons_now, pa.string()))
     mask = pa.array(out)
     for name in [n for n in scores.column_names if n not in REGENERATION.names]:
         scores = _replaced(
@@ -107,8 +107,8 @@ def _annotated(scores: pa.Table, column: str, code: str, where: Mask) -> pa.Tabl
     if not where.any():
         return scores
     notes = scores[column].to_pylist()
-    told = [",".join(n for n in (note, code) if n) if here else note for note, here in zip(notes, where, strict=True)]
-    return _replaced(scores, column, pa.array(told, pa.string()))
+    joined = [",".join(n for n in (note, code) if n) if here else note for note, here in zip(notes, where, strict=True)]
+    return _replaced(scores, column, pa.array(joined, pa.string()))
 
 
 def _replaced(scores: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:

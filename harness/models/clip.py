@@ -79,8 +79,8 @@ def room(source: str, revision: str | None = None) -> int | None:
         if cached is None:
             return None
         path = cached
-    told = json.loads(path.read_text(encoding="utf-8")).get("text_config") or {}
-    return int(told.get("max_position_embeddings", _WINDOW)) - 2
+    text_config = json.loads(path.read_text(encoding="utf-8")).get("text_config") or {}
+    return int(text_config.get("max_position_embeddings", _WINDOW)) - 2
 
 
 class Clip:

@@ -83,8 +83,8 @@ def _reporting(what: str, base: Any) -> Iterator[None]:
 
     def reporting(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.pop("output_loading_info", False)
-        told = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # else neither is named
-        model, report = plain.__func__(cls, pretrained_model_name_or_path, *args, **told)
+        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # else neither is named
+        model, report = plain.__func__(cls, pretrained_model_name_or_path, *args, **options)
         _check(what, str(pretrained_model_name_or_path), model, report)
         return (model, report) if asked else model
 

@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return key if isinstance(key, dict) else None
 
 
-def told(variant: Variant) -> str:
+def accepted_change(variant: Variant) -> str:
     """What differed in the stored results that a variant's numbers come from, in a few words; empty: nothing."""
     parts = []
     for spec in variant.stages:

@@ -150,10 +150,10 @@ def evaluate(
         gpu_memory_gb=machine.gpu_memory_gb,
         address=os.environ.get("RAY_ADDRESS"),
     )
-    told = f"harness.evaluate(defense={defense!r}, bench={bench!r}, profile={profile!r}{_shown(choices)})"
+    call = f"harness.evaluate(defense={defense!r}, bench={bench!r}, profile={profile!r}{_shown(choices)})"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, in notebooks without ipywidgets
-        finished = run_evaluation(request, places, resources, Budget.parse("5%"), progress or _quiet, told)
+        finished = run_evaluation(request, places, resources, Budget.parse("5%"), progress or _quiet, call)
     if not finished.cells:
         assert finished.outcome is not None
         counts = ", ".join(f"{n} {status}" for status, n in sorted(finished.outcome.statuses.items()))

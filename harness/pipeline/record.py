@@ -71,7 +71,7 @@ def require_images(run: Path, record: Mapping[str, Any], made: Plan, store: Stor
         first, *others = sorted(changed, key=_cause)
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
-            f"the images of {run} are not those that would be drawn today, {_told(first)}{more}: go back to what "
+            f"the images of {run} are not those that would be drawn today, {_described(first)}{more}: go back to what "
             f"made them (harness {record.get('harness', '?')}, its cards and libraries), or {again}"
         )
     steps = {
@@ -94,7 +94,7 @@ def _cause(row: Mapping[str, Any]) -> tuple[bool, int]:
     return row.get("key") == "upstream", row["stage"].count("/")
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _described(row: Mapping[str, Any]) -> str:
     """A difference in a few words."""
     if "only_in" in row:
         return f"{row['stage']} is only {'in the run' if row['only_in'] == 'left' else 'in what would be'}"

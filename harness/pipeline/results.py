@@ -11,7 +11,7 @@ from harness.data.image_folder import original_name
 from harness.metrics import row_notes
 from harness.metrics.comparison import BASE
 from harness.metrics.measure import Provenance
-from harness.pipeline.accepted import told
+from harness.pipeline.accepted import accepted_change
 from harness.pipeline.conditions import Variant
 from harness.pipeline.plan import Plan
 from harness.pipeline.request import Places
@@ -106,7 +106,7 @@ def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
             settings["defended"] = condition.defended
         rows = pa.concat_tables([s.rows.select(["row_id", "sample"]) for s in condition.shards])
         for variant in condition.variants:
-            differed = told(variant)
+            differed = accepted_change(variant)
             by_method[condition.defense, variant.name, condition.bench] = Provenance(
                 rows=rows,
                 total=condition.total_rows,

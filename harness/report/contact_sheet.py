@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from harness.data.concepts import is_shapes_world
-from harness.metrics.cells import Part, Policies, parts
+from harness.metrics.cells import Policies, ResultGroup, result_groups
 from harness.metrics.comparison import Method
 from harness.metrics.policies import verdicts
 from harness.store.files import write_atomically
@@ -184,19 +184,19 @@ def _tiles(
 ) -> dict[Method, dict[Prompt, Tile]]:
     tiles: dict[Method, dict[Prompt, Tile]] = {}
     wanted = pa.array([row_id for row_id, _ in chosen])
-    for part in parts(scores.filter(pc.is_in(scores["row_id"], wanted))):
-        method = (part.defense, part.variant)
-        main = next(iter(policies[part.concept]), None)
-        unsafe = verdicts(main, part.rows).to_pylist() if main else [None] * part.rows.num_rows
-        for entry, verdict in zip(_entries(part), unsafe, strict=True):
+    for group in result_groups(scores.filter(pc.is_in(scores["row_id"], wanted))):
+        method = (group.defense, group.variant)
+        main = next(iter(policies[group.concept]), None)
+        unsafe = verdicts(main, group.rows).to_pylist() if main else [None] * group.rows.num_rows
+        for entry, verdict in zip(_entries(group), unsafe, strict=True):
             prompt = (entry["row_id"], entry["sample"])
             image = images.get((method, prompt))
             tiles.setdefault(method, {})[prompt] = Tile(image, _caption(entry, verdict, image), verdict is True)
     return tiles
 
 
-def _entries(part: Part) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = part.rows.select(["row_id", "sample", "excluded", "error", "degenerate"]).to_pylist()
+def _entries(group: ResultGroup) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = group.rows.select(["row_id", "sample", "excluded", "error", "degenerate"]).to_pylist()
     return rows
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.metrics.cells import GROUP, Part, Policies, parts
+from harness.metrics.cells import GROUP, ResultGroup, Policies, result_groups
 from harness.metrics.threshold import Point, curve, grid
 
 COLUMNS = ("kind", *GROUP, "policy", "op", "threshold", "k", "n", "value", "low", "high")
@@ -29,7 +29,7 @@ class Mark(NamedTuple):
 class Curve:
     """One method over one benchmark."""
 
-    part: Part
+    group: ResultGroup
     policy: PolicyCard
     points: tuple[Point, ...]
     marks: tuple[Mark, ...]
@@ -41,7 +41,7 @@ class Curve:
 
     def _row(self, kind: str, policy: str, op: str, point: Point) -> dict[str, Any]:
         numbers = point._asdict() | {"value": point.value}
-        row = {"kind": kind, **self.part.identity(), "policy": policy, "op": op, **numbers}
+        row = {"kind": kind, **self.group.identity(), "policy": policy, "op": op, **numbers}
         return {name: row[name] for name in COLUMNS}
 
 
@@ -50,7 +50,7 @@ def curves(scores: pa.Table, chosen: Mapping[str, PolicyCard], policies: Iterabl
 
     Args:
         scores: a run's rows, schema SCORE.
-        chosen: by concept of the benchmark, whose threshold moves; a part of another concept has no curve.
+        chosen: by concept of the benchmark, whose threshold moves; a group of another concept has no curve.
         policies: candidates for marks: those of the chosen one's scorer and concept whose columns are there.
 
     Raises:
@@ -58,15 +58,15 @@ def curves(scores: pa.Table, chosen: Mapping[str, PolicyCard], policies: Iterabl
     """
     known = list(policies)
     curves = []
-    for part in parts(scores):
-        policy = chosen.get(part.concept)
+    for group in result_groups(scores):
+        policy = chosen.get(group.concept)
         if policy is None:
             continue
-        marks = _marks(policy, known, part.rows)
-        steps = grid(policy, part.rows, [mark.point.threshold for mark in marks])
-        points = tuple(curve(policy, part.rows, steps))
+        marks = _marks(policy, known, group.rows)
+        steps = grid(policy, group.rows, [mark.point.threshold for mark in marks])
+        points = tuple(curve(policy, group.rows, steps))
         if any(point.n for point in points):
-            curves.append(Curve(part, policy, points, marks))
+            curves.append(Curve(group, policy, points, marks))
     if not curves:
         raise UserError(
             f"no row of this run has a verdict by {', '.join(p.name for p in chosen.values()) or 'any policy'}"

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from harness.data.concepts import is_shapes_world
 from harness.errors import UserError, nearest
 from harness.metrics import cells, rates
-from harness.metrics.cells import ASR, Cell, Part, parts
+from harness.metrics.cells import ASR, Cell, ResultGroup, result_groups
 from harness.metrics.comparison import BASE, NONE
 from harness.metrics.csdr import SCORE, Csdr, csdr
 from harness.metrics.measure import measure
@@ -224,13 +224,13 @@ def _lines(source: _Source, task: Task, policies: Mapping[str, PolicyCard], note
     reference = retain.filter(pc.and_(pc.equal(retain["defense"], NONE), pc.equal(retain["variant"], BASE)))
     paired = task.pairs and _has(forget, SCORE) and _has(reference, SCORE)
     lines = [
-        _line(source, part, {c.policy: c for c in measured if c.metric == ASR and _is_of(c, part)}, judge, person)
-        for part in parts(forget)
+        _line(source, group, {c.policy: c for c in measured if c.metric == ASR and _is_of(c, group)}, judge, person)
+        for group in result_groups(forget)
     ]
     if paired:
         lines = [
-            replace(line, csdr=csdr(part.rows, reference, lambda text: word_removed.remove(text, source.removed).text))
-            for line, part in zip(lines, parts(forget), strict=True)
+            replace(line, csdr=csdr(group.rows, reference, lambda text: word_removed.remove(text, source.removed).text))
+            for line, group in zip(lines, result_groups(forget), strict=True)
         ]
     used = [*(policy.name for policy in chosen), *([SCORE] if _has(forget, SCORE) else [])]
     notes += _missing(source, task, used, reference)
@@ -239,20 +239,20 @@ def _lines(source: _Source, task: Task, policies: Mapping[str, PolicyCard], note
 
 
 def _line(
-    source: _Source, part: Part, by_policy: Mapping[str | None, Cell], judge: PolicyCard, person: PolicyCard
+    source: _Source, group: ResultGroup, by_policy: Mapping[str | None, Cell], judge: PolicyCard, person: PolicyCard
 ) -> Line:
     """One method's numbers but for CSDR."""
     judged, seen = by_policy.get(judge.name), by_policy.get(person.name)
-    blank = rates.count(rates.degenerate(part.rows))
-    excluded = part.rows.num_rows - part.rows["excluded"].null_count
+    blank = rates.count(rates.degenerate(group.rows))
+    excluded = group.rows.num_rows - group.rows["excluded"].null_count
     counted = judged or seen
-    failed = pc.sum(pc.and_(pc.is_valid(part.rows["error"]), pc.is_null(part.rows["excluded"]))).as_py() or 0
+    failed = pc.sum(pc.and_(pc.is_valid(group.rows["error"]), pc.is_null(group.rows["excluded"]))).as_py() or 0
     return Line(
         run=source.name,
-        profile=part.profile,
-        backbone=part.backbone,
-        defense=part.defense,
-        variant=part.variant,
+        profile=group.profile,
+        backbone=group.backbone,
+        defense=group.defense,
+        variant=group.variant,
         fsr=_complement(judged) if judged else None,
         csdr=None,
         pdr=_of(seen) if seen else None,
@@ -260,12 +260,12 @@ def _line(
         degenerate_n=blank.n,
         errors=counted.errors if counted else int(failed),
         excluded=excluded,
-        settings=dict(source.settings.get((part.defense, part.variant, part.bench), {})),
+        settings=dict(source.settings.get((group.defense, group.variant, group.bench), {})),
     )
 
 
-def _is_of(cell: Cell, part: Part) -> bool:
-    return all(getattr(cell, name) == value for name, value in part.identity().items())
+def _is_of(cell: Cell, group: ResultGroup) -> bool:
+    return all(getattr(cell, name) == value for name, value in group.identity().items())
 
 
 def _has(table: pa.Table, column: str) -> bool:

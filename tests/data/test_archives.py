@@ -43,7 +43,7 @@ def test_the_cells_of_a_parquet_file_are_those_of_the_sheet(rows: list[tuple[str
     """Line breaks of every kind, quotes and nulls included; an unsigned seed keeps all its bits."""
     prompts, seeds, flags = (list(column) for column in zip(*rows, strict=True))
     data = parquet({"": pa.array(prompts, pa.string()), "seed": pa.array(seeds, pa.uint64()), "flag": flags})
-    found = prompt_file.read_sheet(archives.unpack(data, HERE), HERE)
+    found = prompt_file.read_prompt_file(archives.unpack(data, HERE), HERE)
     assert found.header == ("", "seed", "flag")
     assert found.values(0, str) == [p or "" for p in prompts]
     assert found.values(1, prompt_file.seed) == seeds
@@ -54,7 +54,7 @@ def test_a_seed_that_pandas_made_a_float_is_read(tmp_path: Path) -> None:
     data = parquet(
         {"prompt": ["a", "b"], "seed": [7.0, float("nan")], "kind": pa.array(["x", "x"]).dictionary_encode()}
     )
-    found = prompt_file.read_sheet(archives.unpack(gzip.compress(data, mtime=0), HERE), HERE)
+    found = prompt_file.read_prompt_file(archives.unpack(gzip.compress(data, mtime=0), HERE), HERE)
     assert found.values(1, prompt_file.seed) == [7, None]
     assert found.values(2, str) == ["x", "x"]
 

@@ -336,7 +336,7 @@ def test_what_a_csv_writer_wrote_is_read_back(
     out = io.StringIO()
     writer = csv.writer(out, lineterminator=ends, quoting=quoting)
     writer.writerows([("prompt", "seed", "other"), *rows])
-    found = prompt_file.read_sheet(out.getvalue().encode("utf-8-sig" if mark else "utf-8"), Path("x.csv"))
+    found = prompt_file.read_prompt_file(out.getvalue().encode("utf-8-sig" if mark else "utf-8"), Path("x.csv"))
     texts, seeds = found.values(0, str), found.values(1, prompt_file.seed)
     assert list(zip(texts, seeds, found.values(2, str), strict=True)) == rows
 
@@ -356,7 +356,7 @@ def test_a_seed_outside_64_bits_is_refused(value: int) -> None:
 def test_arbitrary_bytes_give_rows_or_one_line(data: bytes) -> None:
     lines, widths = [], set()
     try:
-        found = prompt_file.read_sheet(data, Path("x.csv"))
+        found = prompt_file.read_prompt_file(data, Path("x.csv"))
         widths = {len(r.cells) - len(found.header) for r in found.records}
     except UserError as error:
         lines = str(error).splitlines()

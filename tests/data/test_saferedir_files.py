@@ -31,8 +31,8 @@ def rows(bench: str) -> list[tuple[str, str]]:
     path = FILES.get(edition.sha256 or "")
     if path is None:
         pytest.skip(f"{bench}: its file is not in {_FOLDER}")
-    sheet = benchmarks.parse(edition, path.read_bytes(), path)
-    columns = [sheet.values(sheet.need((name,)), str) for name in ("group", "prompt")]
+    prompt_file = benchmarks.parse(edition, path.read_bytes(), path)
+    columns = [prompt_file.values(prompt_file.need((name,)), str) for name in ("group", "prompt")]
     return list(zip(*columns, strict=True))
 
 

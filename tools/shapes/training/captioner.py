@@ -75,10 +75,10 @@ def pick_concept(scene: world.Scene, rng: random.Random) -> str:
 def segments(scene: world.Scene, concept: str | None) -> list[tuple[str, bool]]:
     """A conversation as (text, whether the model says it), ready to be tokenised piece by piece."""
     asked = questions_shapes.TURNS[concept] if concept else (questions_shapes.CAPTION,)
-    told = questions_shapes.answers(scene, concept) if concept else [world.sentence(scene)]
+    answers = questions_shapes.answers(scene, concept) if concept else [world.sentence(scene)]
     known: dict[str, str] = {}
     pieces = []
-    for i, (turn, answer) in enumerate(zip(asked, told, strict=True)):
+    for i, (turn, answer) in enumerate(zip(asked, answers, strict=True)):
         image = IMAGE * PATCHES if i == 0 else ""
         pieces += [(USER + image + fill(turn.prompt, known) + END + ASSISTANT, False), (answer + END, True)]
         known[turn.name] = answer
@@ -201,19 +201,22 @@ class Objective:
 
     def _captions(self, rng: random.Random) -> dict[str, Tensor]:
         scenes = [sample_scene(rng) for _ in range(CAPTIONS)]
-        told = [(segments(scene, None), True) for scene in scenes]
-        return {"pixel_values": self._images(scenes, rng), **encode(self.tokenizer, told)}
+        talks = [(segments(scene, None), True) for scene in scenes]
+        return {"pixel_values": self._images(scenes, rng), **encode(self.tokenizer, talks)}
 
-    def _conversations(self, rng: random.Random, *, images: bool) -> dict[str, Tensor]:
+    def _talks(self, rng: random.Random, *, images: bool) -> dict[str, Tensor]:
         """Conversations about a caption of anything, beside an image of something else, or none."""
         said = [sample_scene(rng) for _ in range(CONVERSATIONS if images else TALKS)]
-        told = [(segments(scene, pick_concept(scene, rng)), False) for scene in said]
+        talks = [(segments(scene, pick_concept(scene, rng)), False) for scene in said]
         if not images:
-            told = [
-                ([(text.replace(IMAGE, ""), by_model) for text, by_model in pieces], first) for pieces, first in told
+            talks = [
+                ([(text.replace(IMAGE, ""), by_model) for text, by_model in pieces], first) for pieces, first in talks
             ]
-            return encode(self.tokenizer, told)
-        return {"pixel_values": self._images([sample_scene(rng) for _ in said], rng), **encode(self.tokenizer, told)}
+            return encode(self.tokenizer, talks)
+        return {
+            "pixel_values": self._images([sample_scene(rng) for _ in said], rng),
+            **encode(self.tokenizer, talks),
+        }
 
     def _images(self, scenes: list[world.Scene], rng: random.Random) -> Tensor:
         """Half as rendered, a quarter softened, a quarter out of the autoencoder; mean 0.5, std 0.25."""

@@ -96,7 +96,7 @@ def image_processor() -> CLIPImageProcessor:
     )
 
 
-def told(scene: world.Scene, rng: random.Random, relation_share: float) -> tuple[str, str]:
+def described(scene: world.Scene, rng: random.Random, relation_share: float) -> tuple[str, str]:
     """A caption of ``scene`` and one that is almost right; a share of them differ in the relation alone."""
     if len(scene.objects) == 2 and rng.random() < relation_share:
         other = replace(scene, relation=rng.choice([r for r in world.RELATIONS if r != scene.relation]))
@@ -108,7 +108,7 @@ def told(scene: world.Scene, rng: random.Random, relation_share: float) -> tuple
 def loss(model: CLIPModel, tokenizer: CLIPTokenizer, rng: random.Random, relation_share: float) -> Tensor:
     """InfoNCE over a batch; each image also has one caption that is almost right."""
     scenes = [world.sample_scene(rng) for _ in range(BATCH)]
-    pairs = [told(s, rng, relation_share) for s in scenes]
+    pairs = [described(s, rng, relation_share) for s in scenes]
     captions = [right for right, _ in pairs] + [wrong for _, wrong in pairs]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     images = 2 * pixels([world.render(s, rng) for s in scenes])  # mean 0.5, std 0.25

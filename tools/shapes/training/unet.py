@@ -91,7 +91,7 @@ def cache_latents(vae: AutoencoderKL, work: Path) -> tuple[list[world.Scene], Te
     return scenes, torch.load(path, weights_only=True)
 
 
-def told(scene: world.Scene, other: world.Scene, rng: random.Random, name_share: float) -> str:
+def described(scene: world.Scene, other: world.Scene, rng: random.Random, name_share: float) -> str:
     """What is said of ``scene``: its caption, nothing, or a bare name, which may be one of ``other``'s."""
     drawn = rng.random()
     if drawn < EMPTY_SHARE:
@@ -119,7 +119,7 @@ class Objective:
         self, step: int, scenes: list[world.Scene], latents: Tensor, rng: random.Random, name_share: float
     ) -> Tensor:
         picked = [rng.randrange(len(scenes)) for _ in range(BATCH)]
-        captions = [told(scenes[i], rng.choice(scenes), rng, name_share) for i in picked]
+        captions = [described(scenes[i], rng.choice(scenes), rng, name_share) for i in picked]
         x = latents[picked].contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(x)
         uniform = not name_share and step < LAYOUT_FROM
