@@ -11,10 +11,11 @@ A *mechanism* is a module here, or one that another installed package brings by 
 and, where something must be made before it can run::
 
     ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
-    build(pipe, params, context) -> tensors          see `BuildContext`; it leaves ``pipe`` as it was
-    estimate(params) -> BuildEstimate                what that takes; without it, seconds
-    read_weights(path, pipe) -> tensors              published weights, where their files are no UNet's
-    check_artefact(tensors, pipe)                    strict on keys; without it, a "unet-delta" fits the UNet
+    build(pipe, params, context) -> tensors          makes it; see `BuildContext`; leaves ``pipe`` as it was
+    estimate(params) -> BuildEstimate                steps and images that a build takes; left out where it takes seconds
+    read_weights(path, pipe) -> tensors              reads published weights whose files are not a UNet's
+    check_artefact(tensors, pipe)                    refuses tensors that do not fit ``pipe``, naming keys; left out by a
+                                                     "unet-delta", which is checked against the UNet
 
 A module that has ``PARAMS`` imports torch inside functions only, so that checking a card loads no model library;
 neither does importing this package.
@@ -111,17 +112,18 @@ def load(mechanism: str, pipe: Any, params: Mapping[str, Any], artefact: Mapping
 def build(
     mechanism: str, pipe: Any, params: Mapping[str, Any], context: BuildContext | None = None
 ) -> dict[str, Tensor]:
-    """What the defense needs to be loaded: from its published weights where ``params`` names some, else made.
+    """The tensors that a defense is loaded with: read from published weights where ``params`` names some, else built.
 
     Args:
         mechanism: module stem.
         pipe: the undefended pipeline; not changed.
         params: resolved parameters; ``weights`` replaces building by a file, a folder or a hub id.
-        context: where to keep checkpoints, whom to tell, how to draw training images; None: nothing of it.
+        context: folder for checkpoints, progress callback, and how to draw training images; None: no checkpoints, no
+            progress, and a mechanism that needs images is refused.
 
     Returns:
-        key to float32 tensor on the CPU; of a "unet-delta", diffusers UNet keys, of which those that do not change are
-        left out or equal.
+        Key to float32 tensor on the CPU. The keys of a "unet-delta" are those of a diffusers UNet; tensors that the
+        defense does not change are left out or equal to the undefended ones.
 
     Raises:
         UserError: nothing to build, a bad parameter, a refused text, or weights that do not fit.
@@ -154,7 +156,7 @@ def require_fitting(mechanism: str, params: Mapping[str, Any], outline: Any) -> 
 
 
 def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
-    """What building takes; all zero for a closed form, for published weights and where nothing is built.
+    """How long a build takes; all zero for a closed form, for published weights and where nothing is built.
 
     Raises:
         UserError: unknown mechanism or a bad parameter.
@@ -169,7 +171,9 @@ def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
 
 
 def artefact_kind(mechanism: str) -> str | None:
-    """Which of ``KINDS`` a mechanism builds; None where there is nothing to build. Nothing is imported.
+    """The kind of artefact that a mechanism builds, one of ``KINDS``; None where there is nothing to build.
+
+    The module is parsed, not imported.
 
     Raises:
         UserError: unknown mechanism.
@@ -208,7 +212,7 @@ def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mappin
 
 
 def files(params: Mapping[str, Any]) -> list[Path]:
-    """Local files that ``params`` name, whose content belongs into the fingerprint.
+    """Local files that ``params`` name; their content is part of the fingerprint.
 
     Published weights, an image adapter and a user's lists of texts, at any depth. Weights of the hub carry
     their commit instead.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def check(tensors: Mapping[str, Tensor], unet: Any, where: str) -> None:
-    """Every tensor fits one of the UNet's.
+    """Refuse tensors that do not fit the UNet's, by name and shape.
 
     Raises:
         UserError: naming the keys that do not, what their file looks like, and the nearest key or both shapes.
@@ -93,12 +93,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, An
 
 
 def provenance_path(path: Path) -> Path:
-    """Where ``write`` says what ``path`` is."""
+    """Path of the JSON file with the provenance of the tensors at ``path``."""
     return path.with_suffix(".json")
 
 
 def open_file(path: Path) -> Any:
-    """What one file of weights holds, as it was written; pickled code is never run.
+    """The content of one file of weights, whatever its structure; pickled code is never run.
 
     Raises:
         UserError: it cannot be read, or is no file of weights.

@@ -24,13 +24,13 @@ class Defense:
     """A change to a pipeline that can be undone. This one changes nothing."""
 
     def attach(self, pipe: Pipe) -> None:
-        """After this, ``pipe`` draws as the defense says."""
+        """Apply the defense to ``pipe``, in place."""
 
     def detach(self, pipe: Pipe) -> None:
-        """Leave ``pipe`` as it was before ``attach``, bit for bit; nothing to undo is no error."""
+        """Restore ``pipe`` to what it was before ``attach``, bit for bit; without an ``attach``, do nothing."""
 
     def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Forget the last micro-batch; called before each call of the pipeline.
+        """Reset per-image state; called before each call of the pipeline.
 
         Args:
             prompts: of the images in the coming micro-batch.
@@ -41,7 +41,7 @@ class Defense:
         return {}
 
     def note(self, guidance: float) -> str | None:
-        """What an image's row says of the defense beside its name: a stable code, or None.
+        """A code to note in an image's row about what the defense did to it, such as ``no-guidance``; None for nothing.
 
         Args:
             guidance: scale of classifier-free guidance that the image is drawn at.
@@ -50,7 +50,7 @@ class Defense:
 
 
 def no_guidance(mechanism: str, guidance: float) -> str | None:
-    """The note of a mechanism that changes guidance, on an image that is drawn without any (scale 1 or less)."""
+    """The note for an image that is drawn without guidance (scale 1 or less) by a mechanism that only changes guidance."""
     return f"{mechanism}:no-guidance" if guidance <= 1 else None
 
 
@@ -109,14 +109,14 @@ def _unheard(step: BuildStep) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildContext:
-    """What a build gets from whoever asks for it.
+    """What a build is given beside the pipeline and its parameters.
 
     Attributes:
         folder: private to this build, for checkpoints and intermediate tensors, kept until the artefact is written;
             None: nothing is kept, so that a build that is stopped starts anew.
-        report: told of each step, or at least once a second.
-        draw: training images: the undefended backbone draws one image for each text and seed. It puts the texts to the
-            guard; a mechanism never calls a pipeline itself. None: a mechanism that needs images is refused.
+        report: called with each step, or at least once a second.
+        draw: draws training images: one by the undefended backbone for each text and seed. It asks the guard about the
+            texts, so a mechanism never calls a pipeline itself. None: a mechanism that needs images is refused.
     """
 
     folder: Path | None = None
@@ -125,7 +125,7 @@ class BuildContext:
 
 
 class BuildEstimate(NamedTuple):
-    """What a build takes, for a plan; all zero for a closed form, which takes seconds."""
+    """How long a build takes, as ``harness plan`` shows it; all zero for a closed form, which takes seconds."""
 
     steps: int = 0  # of optimisation
     images: int = 0  # to be drawn
@@ -153,11 +153,11 @@ INCOMPLETE = "incomplete"  # type of a pydantic error of our own: what is there 
 
 
 class IncompleteError(UserError):
-    """Nothing is wrong with the parameters that are there, but some are missing."""
+    """Required parameters are missing; those that are there are fine."""
 
 
 def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
-    """``params`` as ``model``, strictly (``"0.5"`` is no number).
+    """``params`` validated as ``model``, without conversion between types (``"0.5"`` is no number).
 
     Raises:
         UserError: one line with mechanism, parameter and what is allowed.
@@ -183,7 +183,7 @@ def parse(model: type[AnyParams], params: Mapping[str, Any]) -> AnyParams:
 
 
 def checked(text: str, concept: str) -> str:
-    """``text`` if it may be built from.
+    """``text`` itself, after asking the guard whether a defense may be built from it.
 
     Raises:
         UserError: the guard refuses it.
@@ -228,7 +228,7 @@ def encode(pipe: Pipe, text: str) -> Encoded:
 
 
 def projections(unet: Any) -> dict[str, Tensor]:
-    """Key and value matrices of every cross-attention: what turns text into keys and values.
+    """The matrices of every cross-attention that map text embeddings to keys and values.
 
     Returns:
         UNet key (``...attn2.to_k.weight``) to float64 copy (rows, text width) on the CPU, in UNet order.

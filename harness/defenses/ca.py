@@ -36,7 +36,7 @@ _PARTS = {  # pattern of a parameter's name
 
 
 class CaParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of Concept Ablation may set."""
 
     erase: tuple[Text, ...] = Field(min_length=1)  # targets; one is drawn for each image of a batch
     anchors: tuple[Text, ...] | str = Field(min_length=1)  # texts to draw from, or a file with one a line
@@ -104,7 +104,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The trained weights, as ``build`` made them."""
+    """A defense that puts the trained weights into the UNet."""
     parse(CaParams, params)
     if artefact is None:
         raise ValueError("ca needs its artefact")
@@ -112,14 +112,14 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Two predictions and a backward pass for each image of each step; one and a backward pass for the second term."""
+    """Counted per image of each step: two predictions and a backward pass; for the second term one more of each."""
     settings = parse(CaParams, params)
     calls = 4 + (3 if settings.prior else 0)
     return BuildEstimate(settings.steps, settings.images, settings.steps * settings.batch * calls)
 
 
 def anchor_texts(settings: CaParams) -> tuple[str, ...]:
-    """The texts to draw from; of a file, those that the guard lets pass.
+    """The texts to draw training images from; texts of a file that the guard refuses are left out.
 
     Raises:
         UserError: the file cannot be read, or nothing of it may be drawn, or a text lacks the word to replace.
@@ -151,7 +151,7 @@ def _drawable(text: str, concept: str) -> bool:
 
 
 def target_texts(settings: CaParams, anchor: str) -> list[str]:
-    """Every text that says an anchor text with a target in it."""
+    """The anchor text with its anchor word replaced, once by each target."""
     if settings.replace is not None:
         return [_replaced(anchor, settings.replace, target) for target in settings.erase]
     return [
@@ -180,7 +180,7 @@ def ablating_loss(
 
     Args:
         pipe: for its text encoder and scheduler.
-        student: that is trained.
+        student: the denoiser that is trained.
         settings: of the card.
         anchors: texts; image ``i`` was drawn from text ``i`` modulo their number.
         latents: (images, channels, height, width).

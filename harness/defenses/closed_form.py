@@ -34,7 +34,7 @@ def gram(keys: Tensor) -> Tensor:
 def edit(
     weight: Tensor, keys: Tensor, values: Tensor, preserved: Tensor, scales: Scales, original: Tensor | None = None
 ) -> Tensor:
-    """The weight that gives ``keys`` the wanted ``values`` and else changes little.
+    """The weight that maps ``keys`` to the wanted ``values`` and changes as little as possible otherwise.
 
     Minimises  erase sum |W' k - v|^2 + preserve sum |W' r - W0 r|^2 + stay |W' - W|^2  by
 
@@ -76,7 +76,7 @@ def edit(
 
 
 def remove_direction(values: Tensor, unwanted: Tensor) -> Tensor:
-    """``values`` less their part along ``unwanted``, both (n, rows), each taken as one long vector."""
+    """``values`` minus their projection on ``unwanted``; both (n, rows), each flattened to one vector for this."""
     import torch
 
     direction: Tensor = unwanted / torch.linalg.vector_norm(unwanted)

@@ -39,7 +39,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class CoErasingParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of Co-Erasing may set."""
 
     erase: Text
     start: dict[str, Any] = Field(default_factory=dict)  # ESD's parameters for the model to start from
@@ -85,7 +85,7 @@ PARAMS = CoErasingParams
 
 
 def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[str, Tensor]:
-    """The part of the UNet that either stage trains.
+    """The tensors of the UNet that the two stages train.
 
     Returns:
         UNet key to float32 tensor.
@@ -111,7 +111,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The trained weights, as ``build`` made them or as they were published."""
+    """A defense that puts the trained weights, built or published, into the UNet."""
     parse(CoErasingParams, params)
     if artefact is None:
         raise ValueError("co_erasing needs its artefact")
@@ -160,7 +160,7 @@ def collaborative_loss(
     embeddings: Tensor,
     settings: CoErasingParams,
 ) -> Callable[[int, Generator], Tensor]:
-    """The loss of one step of the second stage, drawn from the step's generator."""
+    """The loss of one step of the second stage, as a function of the step's number and its random generator."""
     import torch
     from diffusers import DDIMScheduler
     from torch.nn.functional import mse_loss

@@ -32,7 +32,7 @@ Part = Literal["noxattn", "xattn", "selfattn", "full", "esd-u", "esd-x", "esd-x-
 
 
 class EsdParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of ESD may set."""
 
     variant: Literal["original", "current"] = "original"
     erase: tuple[Text, ...] = Field(min_length=1)  # one of them is drawn at each step
@@ -74,7 +74,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The trained weights, as ``build`` made them."""
+    """A defense that puts the trained weights into the UNet."""
     parse(EsdParams, params)
     if artefact is None:
         raise ValueError("esd needs its artefact")
@@ -82,14 +82,14 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Half of a guided sampling on average, three predictions and one backward pass, for each latent of each step."""
+    """Counted per latent of each step: half a guided sampling on average, three predictions and one backward pass."""
     settings = parse(EsdParams, params)
     calls = 2 * (settings.sampler_steps // 2) + 3 + 2
     return BuildEstimate(steps=settings.steps, denoiser_calls=settings.steps * settings.batch * calls)
 
 
 def part(unet: Any, name: Part) -> Callable[[str], bool]:
-    """Which parameters of ``unet`` a named part has: its test of a parameter's name.
+    """A function that says of a parameter's name whether it belongs to a named part of ``unet``.
 
     The original trainer's parts leave modules out by name, the current one's take linear maps and convolutions only.
     """
@@ -119,7 +119,7 @@ def negated(empty: Tensor, conditioned: Tensor, settings: EsdParams) -> Tensor:
 
 
 def erasing_loss(pipe: Pipe, student: nn.Module, settings: EsdParams) -> Callable[[int, Generator], Tensor]:
-    """The loss of one step, drawn from the step's generator."""
+    """The loss of one training step, as a function of the step's number and its random generator."""
     import torch
     from diffusers import DDIMScheduler
     from torch.nn.functional import mse_loss

@@ -48,7 +48,7 @@ class Measurement:
         pipe: undefended; not changed but for hooks while it runs.
         layers: those that are read, by name.
         plan: how it is run.
-        context: where measurements are kept, and whom to tell.
+        context: folder for measurements, and progress callback.
 
     Raises:
         UserError: diffusers has no such scheduler.

@@ -60,7 +60,7 @@ class FeatureSums:
         self._products = products if self._products is None else self._products + products
 
     def moments(self) -> Moments:
-        """Of all that was counted.
+        """Mean and covariance of all features that were counted.
 
         Raises:
             ValueError: nothing was counted.

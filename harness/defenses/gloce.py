@@ -49,7 +49,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class GloceParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of GLoCE may set."""
 
     targets: tuple[Text, ...] = Field(min_length=1)  # prompts of the concept, each with an edit and a gate of its own
     surrogate: Text  # the prompt that takes the targets' place
@@ -276,14 +276,14 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Denoiser calls, with the text and without, of all images that are measured."""
+    """Counted: denoiser calls, with and without the text, over all images that are measured."""
     settings = parse(GloceParams, params)
     prompts = 2 + len(settings.targets) + len(set(settings.anchors))  # of the anchors, at most
     return BuildEstimate(denoiser_calls=2 * prompts * settings.images * (settings.last_call + 1))
 
 
 def phrased(settings: GloceParams, text: str) -> str:
-    """A text of the card in its template, if it may be built from.
+    """A text of the card filled into the card's template, after asking the guard.
 
     Raises:
         UserError: the guard refuses it.
@@ -312,7 +312,7 @@ def anchors(pipe: Pipe, settings: GloceParams, target: str) -> list[str]:
 
 
 def plan(settings: GloceParams, anchor_texts: Collection[str]) -> Plan:
-    """How the denoiser is run to be measured."""
+    """How often and over which prompts the denoiser runs to be measured."""
     from harness.defenses.feature_measurement import Plan
 
     return Plan(

@@ -135,7 +135,7 @@ def trained(
         embeddings: of the same images, (images, width).
         states: of the text each was drawn from, (images, window, text width); half of the steps go without.
         plan: steps, learning rate, images a step, seed.
-        context: whom to tell, where checkpoints lie.
+        context: progress callback and folder for checkpoints.
     """
     steps, lr, batch, seed = plan
     unet = loop.student_of(pipe.unet)

@@ -75,7 +75,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The edited weights, as ``build`` made them or as they were published."""
+    """A defense that puts the edited weights, built or published, into the UNet."""
     parse(MaceParams, params)
     if artefact is None:
         raise ValueError("mace needs its artefact")
@@ -83,7 +83,7 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """A prediction and a gradient for each latent of each step; images of every concept."""
+    """Counted: a prediction and a gradient for each latent of each step, and the images of every concept."""
     settings = parse(MaceParams, params)
     steps = settings.steps * len(settings.erase)
     return BuildEstimate(steps, settings.images * len(settings.erase), 3 * steps * settings.batch)

@@ -1,4 +1,4 @@
-"""What a card of MACE may say; see `mace`."""
+"""The parameters of a MACE card; the method is in `mace`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.defenses.uce import Template, Text
 
 
 class MaceParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of MACE may set."""
 
     variant: Literal["released", "described"] = "released"
     erase: tuple[Text, ...] = Field(min_length=1)  # each with a low-rank change of its own

@@ -31,7 +31,7 @@ def low_rank_change(
         refined: the matrices after the first stage, by UNet key.
         settings: the card's.
         index: of the concept in ``settings.erase``.
-        context: who draws the images, whom to tell, where checkpoints lie.
+        context: draws the images; progress callback and folder for checkpoints.
     """
     text = settings.erase[index]
     images = _images(pipe, settings, index, context)

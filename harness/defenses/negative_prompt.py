@@ -20,7 +20,7 @@ NEEDS = "negative_prompt"
 
 
 class NegativeParams(Params):
-    """What a card may say."""
+    """Parameters that a card of the negative prompt may set."""
 
     phrases: tuple[str, ...] = Field(min_length=1)  # joined by ", "
 

@@ -14,13 +14,13 @@ NEEDS = ""  # nothing: it works with every backbone
 
 
 class NoneParams(Params):
-    """None of its own."""
+    """There are none beyond those that every mechanism takes."""
 
 
 PARAMS = NoneParams
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """Changes nothing."""
+    """A defense that changes nothing."""
     parse(NoneParams, params)
     return Defense()

@@ -11,7 +11,7 @@ from harness.errors import UserError, nearest
 
 
 class Pair(NamedTuple):
-    """Two prompts of one context."""
+    """Two prompts that differ in the concept only."""
 
     unsafe: str
     safe: str

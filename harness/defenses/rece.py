@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ReceParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of RECE may set."""
 
     erase: tuple[Text, ...] = Field(min_length=1)
     target: str = " "  # what the erased texts turn into
@@ -81,7 +81,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The edited weights, as ``build`` made them."""
+    """A defense that puts the edited weights into the UNet."""
     parse(ReceParams, params)
     if artefact is None:
         raise ValueError("rece needs its artefact")

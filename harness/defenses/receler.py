@@ -67,7 +67,7 @@ class Erasers(Defense):
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The erasers as ``build`` made them, or as released ones were read."""
+    """A defense that adds the erasers, built or released, to the cross-attentions."""
     parse(RecelerParams, params)
     if artefact is None:
         raise ValueError("receler needs its artefact")
@@ -105,7 +105,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Half of a guided sampling on average, two predictions, and prediction and gradient of each adversarial step."""
+    """Counted per step: half a guided sampling, two predictions, and a prediction and gradient per adversarial step."""
     settings = parse(RecelerParams, params)
     inner = settings.adversarial_steps if settings.variant == "described" else 0
     calls = 2 * (settings.sampler_steps // 2) + 2 + 3 * max(inner, 1)
@@ -153,7 +153,7 @@ def check_artefact(tensors: Mapping[str, Tensor], pipe: Pipe) -> None:
 
 
 def places(unet: Any) -> dict[str, Any]:
-    """The cross-attentions by the name of their transformer, as the released code names erasers.
+    """The cross-attentions by the name of the transformer block they are in, as the released code names erasers.
 
     Raises:
         UserError: it has none, or a transformer of several, which that code does not name apart.

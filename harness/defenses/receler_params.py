@@ -1,4 +1,4 @@
-"""What a card of Receler may say; see `receler`."""
+"""The parameters of a Receler card; the method is in `receler`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class RecelerParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of Receler may set."""
 
     variant: Literal["described", "released"] = "described"
     erase: tuple[Text, ...] = Field(min_length=1)  # one of them is drawn at each step

@@ -23,7 +23,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # torch's names for Adam's state
 
 
 class Trainer:
-    """One step's loss, and what lives from step to step beside the erasers.
+    """Computes the loss of each step, and keeps what lasts from step to step beside the erasers.
 
     Attributes:
         added: what the erasers added in the student's last call, by place; filled by `receler.erasing`.

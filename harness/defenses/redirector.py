@@ -26,7 +26,7 @@ _DROPOUT = 0.2
 
 
 class Sizes(NamedTuple):
-    """What differs between backbones."""
+    """The sizes of the network that depend on the backbone."""
 
     latent_channels: int
     window: int
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
 
 
 class Redirection(NamedTuple):
-    """What the network says of each image."""
+    """The network's output, for each image."""
 
     logits: Tensor  # (n, 2): safe, unsafe
     shift: Tensor  # (n, window, width): towards the safe prompt, of no particular length
@@ -141,7 +141,7 @@ class Redirector(nn.Module):
         self.alpha_predictor = _Scale(width)
 
     def forward(self, latents: Tensor, states: Tensor, timesteps: Tensor) -> Redirection:
-        """Judge images and say where their prompts should go.
+        """Classify images and predict how their prompts should move.
 
         Args:
             latents: (n, c, h, w), at unit noise scale, as the denoiser takes them.
@@ -175,7 +175,7 @@ def restored(tensors: Mapping[str, Tensor], sizes: Sizes) -> Redirector:
 
 
 def counters(redirector: Redirector) -> list[str]:
-    """Names of what batch normalisation counts while it trains: whole numbers, of no use afterwards."""
+    """Names of batch normalisation's ``num_batches_tracked`` buffers, which nothing needs after training."""
     return [name for name in redirector.state_dict() if name.endswith("num_batches_tracked")]
 
 

@@ -58,7 +58,7 @@ class LossWeights(BaseModel):
 
 
 class SaferedirParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of SafeRedir may set."""
 
     # What it learns from.
     templates: tuple[Text, ...] = Field(min_length=1)  # contexts: {} is where the pair differs, {name} a slot of `fill`
@@ -134,7 +134,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The trained network at work."""
+    """A defense that redirects prompts by the trained network."""
     from harness.defenses.redirector import restored, sizes_of
 
     settings = parse(SaferedirParams, params)
@@ -145,7 +145,7 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Two images for each pair; the network itself is small beside the denoiser."""
+    """Counted: two images for each pair; the network itself is small beside the denoiser."""
     settings = parse(SaferedirParams, params)
     return BuildEstimate(steps=settings.steps, images=2 * settings.pairs + settings.retained)
 
@@ -190,7 +190,7 @@ def check_artefact(tensors: Mapping[str, Tensor], pipe: Pipe) -> None:
 def redirection_loss(
     redirector: Redirector, examples: Examples, process: Any, settings: SaferedirParams
 ) -> Callable[[int, Generator], Tensor]:
-    """The loss of one step, over a batch that the step's generator draws."""
+    """The loss of one training step, over a batch that the step's random generator picks."""
     import torch
 
     def loss(step: int, generator: Generator) -> Tensor:
@@ -203,7 +203,7 @@ def redirection_loss(
 
 
 def objective(said: Redirection, batch: Examples, weights: LossWeights) -> Tensor:
-    """Eq. 14 over a batch."""
+    """The training objective (Eq. 14) averaged over a batch, a scalar."""
     import torch
     from torch.nn.functional import binary_cross_entropy, cosine_similarity, cross_entropy, mse_loss
 
@@ -294,7 +294,7 @@ class Redirecting(DenoiserDefense):
 
 
 def shift(said: Redirection, own: Tensor, settings: SaferedirParams) -> Tensor:
-    """What is added to prompts ``own`` (n, window, width) where the network says ``said``."""
+    """The change to add to the embeddings ``own`` (n, window, width) of prompts, given the network's output ``said``."""
     from torch.nn.functional import normalize
 
     length = said.scale * own.norm(dim=-1) * (said.mask if settings.mask else 1)

@@ -41,7 +41,7 @@ Scale = Annotated[float, Field(ge=0, le=1)]
 
 
 class SafreeParams(Params):
-    """What a card may say."""
+    """Parameters that a card of SAFREE may set."""
 
     phrases: tuple[str, ...] = Field(min_length=1)  # span the concept's subspace
     alpha: float = Field(0.01, ge=0)  # a trigger token lies so much farther; the larger, the fewer tokens change
@@ -60,7 +60,7 @@ PARAMS = SafreeParams
 
 
 class Reading(NamedTuple):
-    """How a pipeline's denoiser reads a prompt, and how a text is summed up in one vector of the same space."""
+    """How a pipeline tokenises and embeds a prompt, and how it sums a text up in one vector of the same space."""
 
     tokenizer: Any
     summary: Callable[[Tensor], Tensor]  # token ids (n, length) -> (n, width)

@@ -29,7 +29,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class SalunParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of SalUn may set."""
 
     forget: tuple[Text, ...] = Field(min_length=1)
     keep: tuple[Text, ...] = Field(min_length=1)  # one for each text to forget: what takes its place
@@ -102,7 +102,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The trained weights, as ``build`` made them."""
+    """A defense that puts the trained weights into the UNet."""
     parse(SalunParams, params)
     if artefact is None:
         raise ValueError("salun needs its artefact")
@@ -110,7 +110,7 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Two predictions and a backward pass for each image to forget; three and two for both images of each step."""
+    """Counted: two predictions and a backward pass for each image to forget, then three and two for each training step."""
     settings = parse(SalunParams, params)
     calls = settings.images * (2 + 4) + settings.steps * settings.batch * (3 + 4)
     return BuildEstimate(settings.steps, 2 * settings.images, calls)
@@ -131,7 +131,7 @@ def saliency(
     sets: Sets,
     context: BuildContext,
 ) -> dict[str, Tensor]:
-    """Which weights are trained: name to a boolean tensor, on the CPU."""
+    """A mask of the weights to train: parameter name to a boolean tensor of its shape, on the CPU."""
     import torch
     from torch.nn.functional import mse_loss
 
@@ -184,7 +184,7 @@ def most_salient(amounts: Mapping[str, Tensor], share: float) -> dict[str, Tenso
 def forgetting_loss(
     pipe: Pipe, student: nn.Module, settings: SalunParams, sets: Sets
 ) -> Callable[[int, Generator], Tensor]:
-    """The loss of one step, drawn from the step's generator; each epoch has the images in an order of its own."""
+    """The loss of one training step, as a function of its number and generator; each epoch shuffles the images anew."""
     import torch
     from torch.nn.functional import mse_loss
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class SldParams(Params):
-    """What a card may say; the bounds keep the guidance one that leads away from the concept."""
+    """Parameters that a card of SLD may set; their bounds keep guidance pointing away from the concept."""
 
     phrases: tuple[str, ...] = Field(min_length=1)  # joined by ", "
     warmup: int = Field(ge=0)  # denoiser calls without correction; a PNDM run of 50 steps makes 51

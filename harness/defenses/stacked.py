@@ -1,7 +1,7 @@
-"""Several defenses at once, the first on the backbone and each further one on what the ones before made of it.
+"""Several defenses at once: the first is attached to the backbone, each further one to the result.
 
-SafeRedir is evaluated so in its paper, on top of unlearned models. Each layer is built for the undefended backbone, by
-itself; only what draws is stacked.
+SafeRedir's paper evaluates it so, on top of unlearned models. Each layer is built by itself, for the undefended
+backbone; only at sampling time are they combined.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Stacked(Defense):
         return merged
 
     def note(self, guidance: float) -> str | None:
-        """What any layer has to say of an image, comma separated."""
+        """The notes of all layers on an image, comma separated; None where there are none."""
         said = [note for layer in self._layers if (note := layer.note(guidance)) is not None]
         return ",".join(said) or None
 
 
 def stacked(layers: Sequence[Defense]) -> Defense:
-    """One defense of ``layers``, first to last; a single one is itself."""
+    """One defense that attaches ``layers`` in order; a single layer is returned as it is."""
     return layers[0] if len(layers) == 1 else Stacked(layers)
 
 
@@ -75,7 +75,7 @@ def works(stack: DefenseStack, backbone: BackboneCard) -> bool:
 
 
 def require(stack: DefenseStack, backbone: BackboneCard) -> None:
-    """Refuse what cannot be attached to ``backbone``, or not on top of each other.
+    """Refuse layers that cannot be attached to ``backbone``, or that cannot be combined.
 
     Raises:
         UserError: which layer, and why.

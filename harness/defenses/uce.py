@@ -45,7 +45,7 @@ Template = Annotated[str, Field(pattern=r"\{\}")]
 
 
 class UceParams(BuiltParams):
-    """What a card may say."""
+    """Parameters that a card of UCE may set."""
 
     variant: Literal["uce_2023", "uce_2025"] = "uce_2023"
     erase: tuple[Text, ...] = Field(min_length=1)
@@ -76,7 +76,7 @@ def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:
-    """The edited weights, as ``build`` made them."""
+    """A defense that puts the edited weights into the UNet."""
     parse(UceParams, params)
     if artefact is None:
         raise ValueError("uce needs its artefact")
@@ -117,7 +117,7 @@ def _values(weights: Mapping[str, Tensor], old: Tensor, new: Tensor, technique: 
 
 
 def texts(preserve: tuple[str, ...] | str | None, erased: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts whose values stay, less those that contain an erased one: they could not stay.
+    """The texts whose values the edit preserves; a text that contains an erased one cannot be and is left out.
 
     Args:
         preserve: texts, or a file with one a line (added to ``default``), or None for ``default``.

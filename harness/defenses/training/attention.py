@@ -1,4 +1,4 @@
-"""Cross-attention of a denoiser while it trains: its maps, and what of it shall get no gradient."""
+"""Cross-attention of a denoiser during training: reading its maps, and keeping the gradient from the start token."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recorded_attention(unet: Any) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def detached_start(unet: Any) -> Iterator[None]:
-    """Inside, what the start token's key and value are made of gets no gradient, in every cross-attention.
+    """Inside, no gradient flows through the start token's key and value of any cross-attention.
 
     Kumari et al., "Multi-Concept Customization" (CVPR 2023), whose code Concept Ablation builds on. Values do not
     change.

@@ -1,4 +1,4 @@
-"""Training images: drawn by the undefended backbone, and held as latents."""
+"""Training images, drawn by the undefended backbone and encoded to latents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def latents(
 
     Args:
         pipe: for its autoencoder.
-        context: who draws, and whom to tell.
+        context: draws the images, and gets the progress.
         name: of this set of images, unique within the build.
         texts: what to draw.
         seeds: one for each text.

@@ -1,4 +1,4 @@
-"""The one training loop of all defenses that learn: seeded step by step, resumable, told of as it runs.
+"""The one training loop of all defenses that learn: seeded step by step, resumable, reporting progress.
 
 Everything random in a step comes from generators seeded from the plan's seed and the step's number, so that a build
 that was stopped and taken up again gives the weights of one that was not, bit for bit.
@@ -34,7 +34,7 @@ MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long to train, and from which randomness."""
+    """How many steps to train, the random seed, and how often to keep a checkpoint."""
 
     phase: str  # for progress, and the checkpoint's file name; unique within one build
     steps: int  # 0: nothing changes
@@ -61,7 +61,7 @@ def train(
         make_optimiser: from the parameters, in the mapping's order, to the optimiser.
         loss: draws everything random from the generator that it is given; torch's global generator, which others may
             draw from, is seeded from the step too.
-        context: the checkpoints' folder, and whom to tell.
+        context: the checkpoints' folder, and the progress callback.
 
     Raises:
         UserError: the loss is not finite, or a checkpoint is of other parameters.

@@ -79,7 +79,7 @@ class NoiseProcess:
         return torch.randint(self.timesteps, (count,), generator=generator).to(self.device)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``latents`` as they look at ``timesteps``."""
+        """``latents`` with ``noise`` added as at ``timesteps`` of the schedule, like ``latents``."""
         mixed: Tensor = self.scheduler.add_noise(latents.to(self.device), noise, timesteps)
         return mixed
 
@@ -95,7 +95,7 @@ class NoiseProcess:
 
 
 class Partial(NamedTuple):
-    """Latents in the middle of being denoised."""
+    """Latents part of the way through sampling."""
 
     latents: Tensor  # (1, channels, height, width), as the denoiser takes them
     stop: int  # steps that were made
