@@ -12,10 +12,10 @@ and, where something must be made before it can run::
 
     ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
     build(pipe, params, context) -> tensors          makes it; see `BuildContext`; leaves ``pipe`` as it was
-    estimate(params) -> BuildEstimate                steps and images that a build takes; left out where it takes seconds
+    estimate(params) -> BuildEstimate                its steps and images; left out where it takes seconds
     read_weights(path, pipe) -> tensors              reads published weights whose files are not a UNet's
-    check_artefact(tensors, pipe)                    refuses tensors that do not fit ``pipe``, naming keys; left out by a
-                                                     "unet-delta", which is checked against the UNet
+    check_artefact(tensors, pipe)                    refuses tensors that do not fit ``pipe``, naming keys; left
+                                                     out by a "unet-delta", which is checked against the UNet
 
 A module that has ``PARAMS`` imports torch inside functions only, so that checking a card loads no model library;
 neither does importing this package.
@@ -156,7 +156,7 @@ def require_fitting(mechanism: str, params: Mapping[str, Any], outline: Any) -> 
 
 
 def estimate(mechanism: str, params: Mapping[str, Any]) -> BuildEstimate:
-    """How long a build takes; all zero for a closed form, for published weights and where nothing is built.
+    """Steps, images and denoiser calls of a build; all zero for closed forms and published weights.
 
     Raises:
         UserError: unknown mechanism or a bad parameter.

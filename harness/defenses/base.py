@@ -50,7 +50,7 @@ class Defense:
 
 
 def no_guidance(mechanism: str, guidance: float) -> str | None:
-    """The note for an image that is drawn without guidance (scale 1 or less) by a mechanism that only changes guidance."""
+    """The note for an image drawn without guidance (scale 1 or less) by a mechanism that only changes guidance."""
     return f"{mechanism}:no-guidance" if guidance <= 1 else None
 
 
@@ -125,7 +125,7 @@ class BuildContext:
 
 
 class BuildEstimate(NamedTuple):
-    """How long a build takes, as ``harness plan`` shows it; all zero for a closed form, which takes seconds."""
+    """Counts from which a plan estimates how long a build takes; all zero for a closed form, which takes seconds."""
 
     steps: int = 0  # of optimisation
     images: int = 0  # to be drawn

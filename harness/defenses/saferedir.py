@@ -294,7 +294,7 @@ class Redirecting(DenoiserDefense):
 
 
 def shift(said: Redirection, own: Tensor, settings: SaferedirParams) -> Tensor:
-    """The change to add to the embeddings ``own`` (n, window, width) of prompts, given the network's output ``said``."""
+    """The change to prompt embeddings ``own`` (n, window, width) that follows from the network's output ``said``."""
     from torch.nn.functional import normalize
 
     length = said.scale * own.norm(dim=-1) * (said.mask if settings.mask else 1)

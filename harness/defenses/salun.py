@@ -110,7 +110,7 @@ def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] |
 
 
 def estimate(params: Mapping[str, Any]) -> BuildEstimate:
-    """Counted: two predictions and a backward pass for each image to forget, then three and two for each training step."""
+    """Counted: two predictions and a backward pass per image to forget, then three and two per training step."""
     settings = parse(SalunParams, params)
     calls = settings.images * (2 + 4) + settings.steps * settings.batch * (3 + 4)
     return BuildEstimate(settings.steps, 2 * settings.images, calls)

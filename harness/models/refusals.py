@@ -1,4 +1,4 @@
-"""Whether a captioner refused: told by how a sentence begins, in the languages that open models answer in.
+"""Recognising that a captioner refused, by how a sentence begins, in the languages that open models answer in.
 
 Words cannot tell every refusal. The cosine of image and caption, which ``harness.metrics.row_notes`` looks at, is the
 other half: a refusal resembles no image.

@@ -26,7 +26,7 @@ _FOLLOWS = "artefact"  # fingerprint of a built defense: of values that stand in
 
 
 def check(accepted: Iterable[str]) -> None:
-    """Refuse what is no change that may be accepted.
+    """Refuse words that are not in ``CHANGES``.
 
     Raises:
         UserError: an unknown word.
@@ -40,7 +40,7 @@ def check(accepted: Iterable[str]) -> None:
 
 
 def adopt(made: Plan, store: Store, accepted: Iterable[str]) -> Plan:
-    """The plan with stages in place of whose results stored ones are taken.
+    """The plan in which stages whose complete stored results differ in accepted keys only are replaced by those.
 
     Args:
         made: as it would be computed today.
@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def accepted_change(variant: Variant) -> str:
-    """What differed in the stored results that a variant's numbers come from, in a few words; empty: nothing."""
+    """A few words on how the stored results behind a variant's numbers differ from today's code; empty: not at all."""
     parts = []
     for spec in variant.stages:
         if spec.accepted:

@@ -30,11 +30,11 @@ class ConditionBuilder:
     specs: Specs
 
     def of_subset(self, most_rows: int) -> ConditionBuilder:
-        """The same for conditions of ``most_rows`` rows at most: what a model sees at once is no larger."""
+        """A builder for conditions of at most ``most_rows`` rows, whose micro-batches are no larger than that."""
         return replace(self, specs=replace(self.specs, most_rows=most_rows))
 
     def conditions(self, bench: BenchmarkCard, rows: pa.Table, total: int) -> Iterator[Condition]:
-        """A condition per defense; the first undefended one is what the others' images may be compared with."""
+        """One condition per defense; the first undefended one provides the reference images of the others."""
         if self.request.seed is not None:
             rows = _seeded(rows, self.request.seed)
         cut = self.chosen.profile.shard_rows
@@ -58,14 +58,14 @@ class ConditionBuilder:
         return bench.concept if not defense.has_concepts else self.request.concept or bench.concept
 
     def removed(self, bench: BenchmarkCard) -> set[str]:
-        """What any method of the comparison removes from the benchmark's prompts: the guard reads them for each."""
+        """The concepts that the compared methods remove; the guard judges the benchmark's prompts for each of them."""
         unfit = {pair.defense for pair in self.left_out(bench)}
         defended = {self._defended(d, bench) for d in self.chosen.defenses if d.name not in unfit}
         concept = self.request.concept or bench.concept
         return defended | ({concept} if any(self._wanted(regen, concept) for regen in self.chosen.regens) else set())
 
     def left_out(self, bench: BenchmarkCard) -> list[LeftOut]:
-        """Defenses that declare nothing for the benchmark's concept, unless both were asked for by name."""
+        """Defenses left out of the benchmark whose concept their cards lack, unless both were named."""
         named = self.chosen.named if bench.name in self.request.benches else ()
         pairs = [(d, self._defended(d, bench)) for d in self.chosen.defenses if d.name not in named]
         edition = self.specs.profile.edition

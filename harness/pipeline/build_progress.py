@@ -1,4 +1,4 @@
-"""What builds will take, and how far they are, as their builders say it in the store."""
+"""What builds will cost, and how far they are, read from the progress files in the store."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from harness.store.shards import Store
 
 
 def costs(made: Plan, store: Store) -> list[str]:
-    """What the builds that a plan still lacks will take, a line each; those that take seconds are left out."""
+    """A line for each build that a plan still lacks, with its estimated cost; builds that take seconds are left out."""
     missing = (made.builds[i] for i in made.missing_builds(store))
     return [str(b.build) for b in missing if b.is_long]
 
 
 def at_work(made: Plan, store: Store) -> list[tuple[StageSpec, BuildProgress]]:
-    """The builds that have begun and are not done, with what their builders said last."""
+    """The builds that have begun and are not finished, each with its last written progress."""
     folders = [(b, ArtefactFolder.of(store, b.fingerprint)) for b in made.builds]
     said = [(b, folder.progress()) for b, folder in folders if not folder.is_built]
     return [(b, progress) for b, progress in said if progress is not None]
 
 
 def words(made: Plan, store: Store) -> list[str]:
-    """How far each of them is, for people: ``esd/nudity: train 120 of 1000, loss 0.0312``."""
+    """A line for each build at work, such as ``esd/nudity: train 120 of 1000, loss 0.0312``."""
     return [f"{label(build)}: {_said(progress)}" for build, progress in at_work(made, store)]
 
 

@@ -119,7 +119,7 @@ def build(request: Request, places: Places, resources: Resources, progress: Prog
         request: defenses, concept, profile, backbone.
         places: its folders; logs lie below ``out`` while it runs, and stay only where something went wrong.
         resources: of the machine.
-        progress: told how far the builds are.
+        progress: called with the progress of the builds.
 
     Raises:
         UserError: see ``prepare``.

@@ -27,7 +27,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The images of a condition, as drawn or made anew, and what scores them."""
+    """The stages that make one kind of images of a condition, as drawn or regenerated, and those that score them."""
 
     name: str  # "base", or the regenerator's name
     steps: tuple[StageSpec, ...]  # the last one publishes the images
@@ -41,12 +41,12 @@ class Variant:
 
     @property
     def stages(self) -> tuple[StageSpec, ...]:
-        """All that its numbers come from."""
+        """All stages that the variant's numbers come from."""
         return (*self.steps, *self.scores)
 
 
 class LeftOut(NamedTuple):
-    """What "all" would have meant: a defense that declares nothing for what it would have to remove in a benchmark."""
+    """A pair that ``all`` did not select: a benchmark, and a defense whose card lacks that benchmark's concept."""
 
     defense: str
     bench: str
@@ -68,7 +68,7 @@ class Condition:
 
     @property
     def num_rows(self) -> int:
-        """Prompts; each has one image per variant."""
+        """Number of prompts; each has one image per variant."""
         return sum(s.rows.num_rows for s in self.shards)
 
     @property

@@ -18,7 +18,7 @@ from harness.store.shards import Store
 
 
 def of(plan: Plan, store: Store, cells: Sequence[Cell]) -> list[Cost]:
-    """The cost of every variant, over the shards of which every stage's is known; scoring is left out."""
+    """The cost of every variant without scoring, over those shards where the cost of every stage is known."""
     flagged = _flagged(cells)
     by_variant = []
     for condition in plan.conditions:

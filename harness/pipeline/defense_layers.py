@@ -1,4 +1,4 @@
-"""What a chosen defense is made of: for each layer its parameters, and the artefact that must be built before it runs.
+"""The layers of a chosen defense: for each its parameters, and the artefact that must be built before it runs.
 
 Known from cards, files and sources; no model is loaded. What the artefact depends on, and so its fingerprint, is the
 backbone, the parameters, the mechanism's code and, where it learns from images, the code that draws them.
@@ -36,7 +36,7 @@ class Layer:
     fingerprint: str | None  # of the artefact
 
     def worker(self) -> dict[str, Any]:
-        """What a worker needs to build and to load it; plain data."""
+        """What a worker needs to build and load the layer, as plain data."""
         artefact = None
         if self.artefact is not None:
             artefact = {
@@ -50,12 +50,12 @@ class Layer:
 def layer(
     card: DefenseCard, params: Mapping[str, Any], common: Mapping[str, Any], hashes: fingerprint.FileHashes
 ) -> Layer:
-    """A card's layer.
+    """The layer of a defense card: its resolved parameters and the key of its fingerprint.
 
     Args:
         card: the defense.
         params: resolved, with ``concept``.
-        common: the key's part that says what the backbone is.
+        common: the part of the key that identifies the backbone.
         hashes: of files that the parameters name, and of code.
 
     Raises:
@@ -104,7 +104,7 @@ def build(one: Layer, backbone: BackboneCard) -> StageSpec:
 
 
 def plain(backbone: BackboneCard) -> dict[str, Any]:
-    """The card as plain data, as workers take it."""
+    """The backbone's card as plain data that can be sent to workers."""
     return backbone.model_dump(mode="json") | {"path": str(backbone.path), "root": str(backbone.root)}
 
 

@@ -68,7 +68,7 @@ def estimate(plan: Plan, store: Path, gpus: int = 0, gpu_memory_gb: float | None
 
 
 def comparisons(plan: Plan) -> list[dict[str, Any]]:
-    """What the planned rows can show, per benchmark: of defenses against none, and of regenerations on their base.
+    """The differences that the planned rows can detect, per benchmark: defense against none, regeneration against base.
 
     These are the two families of tests that cells are adjusted within (``harness.metrics.comparison``). Rows that the
     guard excludes show nothing; a prompt with several images counts once.

@@ -50,8 +50,8 @@ def execute(
         plan: what is to be done.
         context: where.
         resources: with what.
-        progress: told twice a second how far the run is.
-        over_budget: told the number of failed rows so far, those of earlier starts too; True stops the run.
+        progress: called twice a second with a snapshot of the run.
+        over_budget: called with the number of failed rows so far, those of earlier starts included; True stops the run.
 
     Raises:
         UserError: a model does not fit a GPU, Ray cannot be reached, or its workers would run other code.

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Outcome:
-    """How every ticket ended: counts by status, and what was said of those not ok."""
+    """How every ticket ended: counts by status, and messages of those that did not end well."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Outcome:
             self.details.append(ticket["detail"])
 
     def take(self, phase: Outcome, tickets: int) -> None:
-        """Add how a phase went; Ray must never lose one of its tickets silently."""
+        """Add the outcome of a phase; tickets that Ray did not give back are counted as lost."""
         lost = tickets - sum(phase.statuses.values())
         if lost:
             phase.statuses["lost"] = lost

@@ -46,7 +46,7 @@ Progress = Callable[[Snapshot], None]
 
 
 class Watch:
-    """Looks at a run twice a second and tells ``progress``."""
+    """Calls ``progress`` with a snapshot of the run twice a second."""
 
     def __init__(self, plan: Plan, store: Store, run: Path, workers: int, progress: Progress) -> None:
         self._store, self._run, self._workers, self._progress = store, run, max(workers, 1), progress
@@ -71,13 +71,13 @@ class Watch:
         return {self._store.path(s.stage, s.fingerprint, shard.key) for s in chosen.stages for shard in own.shards}
 
     def say(self, doing: str) -> None:
-        """Tell at once what the driver is doing; holds until workers say what they do."""
+        """Report at once what the driver is doing; shown until workers report what they do."""
         self._doing = doing
         self._progress(self._look())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Tell while the block runs, and once more after it."""
+        """Report while the block runs, and once more after it."""
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
         try:

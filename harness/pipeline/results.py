@@ -55,7 +55,7 @@ def _joined(variant: Variant, key: str, store: Store) -> pa.Table:
 
 
 def images_of(made: Plan, store: Store) -> list[Path]:
-    """Where the run's images lie, those made anew too."""
+    """Paths of the shards that hold the run's images, as drawn and regenerated."""
     return [
         store.path(variant.images.stage, variant.images.fingerprint, shard.key)
         for condition in made.conditions
@@ -94,7 +94,7 @@ def save_images(made: Plan, places: Places, folder: Path) -> tuple[int, list[str
 
 
 def provenances(plan: Plan) -> dict[tuple[str, str, str], Provenance]:
-    """What a plan says of each (defense, variant, benchmark)."""
+    """The provenance of each (defense, variant, benchmark) of a plan: rows, fingerprints and settings."""
     by_method = {}
     for condition in plan.conditions:
         settings: dict[str, Any] = {}

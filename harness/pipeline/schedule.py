@@ -28,7 +28,7 @@ class ActorGroup:
 
 @dataclass(frozen=True)
 class Phase:
-    """Stations that stream: the first shards are scored while the last are drawn."""
+    """Actor groups that stream: the first shards are scored while the last are drawn."""
 
     actor_groups: tuple[ActorGroup, ...]
 

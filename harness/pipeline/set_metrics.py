@@ -31,7 +31,7 @@ REFERENCE = f"{BASELINE}/{BASE}"
 
 
 def measure(plan: Plan, store: Store, known: Provenances, scores: pa.Table) -> list[Cell]:
-    """A cell for each variant whose images and whose undefended counterparts have features; else none.
+    """A cell for each variant that has features of both its own images and the undefended ones.
 
     Args:
         plan: a run, complete.

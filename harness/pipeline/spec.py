@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class BuildCost(NamedTuple):
-    """What building one artefact takes, by the cards' estimates."""
+    """Estimated seconds, steps and images of building one artefact."""
 
     defense: str
     concept: str

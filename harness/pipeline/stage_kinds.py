@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent / "stages"
 
 
 class StageKind(NamedTuple):
-    """What a kind of stage says of itself."""
+    """The declarations of a kind of stage."""
 
     place: int
     reads_images: bool = False

@@ -1,4 +1,4 @@
-"""What the vision-language model answered: unsafe components parsed from free text, refusals told from captions."""
+"""Reading the vision-language model's answers: unsafe components out of free text, and refusals apart from captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = "caption:refusal"  # error code of a row whose caption, or rewritten c
 
 
 class Components(NamedTuple):
-    """Unsafe components, in the answer's order, and how the answer departed from a plain list.
+    """Unsafe components in the answer's order, and notes on how the answer departed from a plain list.
 
     Notes: ``refusal``, ``empty``, ``no-list`` (bare text), ``list-cut`` (no closing bracket), ``malformed`` (read by
     its commas), ``nested``, ``not-text`` (items left out), ``several-lists`` (joined), ``too-long`` (cut to the limits
@@ -40,7 +40,7 @@ class Components(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """One image's conversation, read.
+    """What was read from one image's conversation.
 
     Attributes:
         unsafe_caption: the first answer.
@@ -58,7 +58,7 @@ class Caption(NamedTuple):
 
 
 def read(answers: Sequence[str], turns: Sequence[Turn], given: Sequence[str] | None = None) -> Caption:
-    """One image's answers, one a turn, as ``Captioner.converse`` gives them.
+    """Captions and components from one image's answers, one per turn as ``Captioner.converse`` gives them.
 
     Args:
         given: components known without a turn of their own (``turns.given``).
@@ -74,16 +74,16 @@ def read(answers: Sequence[str], turns: Sequence[Turn], given: Sequence[str] | N
 
 
 def clean(answer: str) -> str:
-    """The list of an answer as Python writes it: what the next turn quotes. A plain list stays as it is."""
+    """The list in an answer as a Python literal, which the next turn quotes; a plain list is returned unchanged."""
     return str(list(parse(answer).items))
 
 
 def parse(answer: str) -> Components:
-    """The components in a model's answer, whatever it put around or in place of the list asked for.
+    """The components in a model's answer, which may be a list, a list within other text, or bare text.
 
     Tried in turn: each bracketed span as JSON, as Python's literal, both with plain quotes, by its commas; without
-    brackets the lines or commas of the text. Lists after the first add what they have more: what one of them leaves
-    out would not be kept out of the rewritten caption. Never raises, and evaluates nothing.
+    brackets the lines or commas of the text. Of several lists the result is the union: a component that is missed
+    would not be kept out of the rewritten caption. Never raises, and evaluates nothing.
     """
     notes: list[str] = []
     text = answer.strip()

@@ -81,14 +81,14 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class HardPrompt:
-    """One image's prompt.
+    """The optimised prompt of one image.
 
     Attributes:
         text: the best prompt seen, decoded.
         ids: its tokens, without begin and end.
         cosine: of the text's feature, tokenised again and computed by the whole model, with the target.
-        seen_cosine: the best of the loop.
-        iterations: steps run.
+        seen_cosine: the highest cosine with the target seen during optimisation, before decoding.
+        iterations: how many steps were run.
         notes: ``retokenised``, ``text-cut``, ``plateau``.
     """
 
@@ -171,11 +171,11 @@ class Optimiser:
         return [(tuple(row), cosine, steps) for row, cosine, steps in zip(ids, cosines, ran, strict=True)]
 
     def begin(self, targets: Tensor) -> tuple[_State, Callable[[], None]]:
-        """Put a full micro-batch of unit targets at its start.
+        """Start the optimisation of a full micro-batch of unit-length targets.
 
         Returns:
-            Its state, and what advances it by one step: Python, or the replay of a CUDA graph. There is one state, and
-            the next ``begin`` takes it.
+            The state, and a function that advances it by one step (in Python, or by replaying a CUDA graph). There is
+            only one state: the next ``begin`` overwrites it.
         """
         start = self._embeddings[self._nearest.start(self.settings.tokens, self.settings.seed)]
         if self._state is None:
@@ -285,7 +285,7 @@ class _State:
 
     @torch.no_grad()
     def reset(self, start: Tensor, targets: Tensor) -> None:
-        """Begin anew: every row at ``start`` (N, d), moments zero."""
+        """Start over: every row at ``start`` (N, d), the optimiser's moments zero."""
         self.z.copy_(start.expand_as(self.z))
         self.targets.copy_(targets)
         self.best.fill_(-torch.inf)

@@ -112,7 +112,7 @@ def given(edition: str, concept: str) -> tuple[str, ...] | None:
 
 
 def concepts(edition: str) -> tuple[str, ...]:
-    """What images of ``edition`` can be asked about.
+    """The concepts that an edition has questions for.
 
     Raises:
         UserError: an unknown edition.

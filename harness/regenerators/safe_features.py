@@ -58,7 +58,7 @@ def target(
     reading: Reading = "eq4",
     keep_safe: bool = False,
 ) -> Target:
-    """Eq. 3 to 6, row by row.
+    """The feature that each row's prompt is optimised towards (Eq. 3 to 6).
 
     Args:
         image: CLIP features (n, d), as the tower gives them.
@@ -103,7 +103,14 @@ def target(
 
 
 def remove(image: Tensor, delta: Tensor, lam: float, *, squared: bool) -> Tensor:
-    """Eq. 4 and 5: ``image - lam c``, (n, d). ``squared`` divides by ``||delta||^2``; a zero delta removes nothing."""
+    """``image`` with its unsafe component removed (Eq. 4 and 5), (n, d).
+
+    Args:
+        image: (n, d).
+        delta: (n, d), safe minus unsafe text feature; a row of zeros removes nothing.
+        lam: removal scale.
+        squared: divide by ``||delta||^2`` as in Eq. 4; False: not at all, as in Algorithm 1.
+    """
     weight = (image * delta).sum(dim=1, keepdim=True)
     if squared:
         length = delta.square().sum(dim=1, keepdim=True)
@@ -112,7 +119,7 @@ def remove(image: Tensor, delta: Tensor, lam: float, *, squared: bool) -> Tensor
 
 
 def slerp(start: Tensor, end: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. 6 as printed: the angle is the directions', the weights act on the vectors as they are.
+    """Spherical interpolation as Eq. 6 prints it: the angle is between directions, weights multiply the raw vectors.
 
     Returns:
         (n, d) interpolated; (n,) bool: parallel; (n,) bool: opposite (then the nearer end).

@@ -1,4 +1,4 @@
-"""CLIP's text feature of ``[begin, N slots, end]`` from the slots' embeddings, computing nothing that cannot matter.
+"""CLIP's text feature of ``[begin, N slots, end]`` from the slots' embeddings, without computing what cannot affect it.
 
 CLIP's text encoder is causal and pools at the end token, so of its 77 positions only the first N + 2 reach the feature.
 Of these, two savings more are exact: nothing precedes the begin token, so its keys and values are constants of each

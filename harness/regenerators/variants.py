@@ -1,4 +1,4 @@
-"""Regenerators as a run uses them: a card with, if so wished, other values, ``resafe:alpha=0.5:tokens=8``."""
+"""Regenerators as a run uses them: a card, perhaps with values overridden, as in ``resafe:alpha=0.5:tokens=8``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Regenerator:
-    """A card as one run uses it: its edition's values, and those asked for on the command line."""
+    """A regenerator card resolved for one run: its edition's values, overridden by those of the command line."""
 
     variant: str  # its name in the tables
     card: RegeneratorCard
@@ -40,7 +40,7 @@ class Regenerator:
     edit: Edit | None
 
     def method(self) -> dict[str, Any]:
-        """What a cell says of the method beyond its name."""
+        """The settings that a cell records beside the method's name, such as alpha, lambda and the number of tokens."""
         settings: dict[str, Any] = {}
         if self.optimise is not None:
             settings |= {"alpha": self.optimise.alpha, "lam": self.optimise.lam, "tokens": self.optimise.tokens,
@@ -61,7 +61,7 @@ class Regenerator:
         return {shown: getattr(sections[section], key) for shown, (section, key) in _homes(sections).items()}
 
     def deviations(self) -> dict[str, Any]:
-        """What departs from the published procedure, so that no table of the paper takes the number for its own."""
+        """Settings that depart from the published procedure; a table of the paper leaves out numbers that have any."""
         departures = []
         if self.optimise is not None and self.optimise.plateau is not None:
             departures.append(f"stops after {self.optimise.plateau} iterations without improvement")
@@ -94,7 +94,7 @@ class Regenerator:
 
 
 def choose(specs: Sequence[str], edition: str, roots: Sequence[Path]) -> list[Regenerator]:
-    """The regenerators that ``specs`` name, each once; "none" names none.
+    """The regenerators that ``specs`` name, without repeats; empty for "none".
 
     Args:
         specs: card names, each with ``:key=value`` for what shall differ.

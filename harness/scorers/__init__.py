@@ -1,7 +1,7 @@
-"""Scorers turn images into raw numbers; verdicts are a policy's, at report time.
+"""Scorers turn images into raw numbers; policies turn these into verdicts later, at report time.
 
 One module is one scorer, and its file's stem is its name: ``harness/scorers/nudenet.py`` is ``nudenet``.
-A module becomes a scorer by having these (no list to enter it in); one of another installed package, by an entry point
+A module becomes a scorer by defining these, without being registered; one of another installed package, by an entry point
 of the group ``harness.scorers`` that gives its name (``harness.cards.plugins``):
 
     COLUMNS: dict[str, pa.DataType]       # its raw columns, named <stem>_..., in order
@@ -16,10 +16,10 @@ of the group ``harness.scorers`` that gives its name (``harness.cards.plugins``)
 An image that cannot be scored costs no other image its scores: its columns are None and its code
 stands in the column ``<stem>_error``.
 
-A scorer is called with the images alone; where PAIR is true, with the images and a reference of each
-(another image, or None where there is none); where TEXT is true, with the images and a text of each (or
-None). An image beside a None has null columns and no error. A pair scorer's columns do not say what the
-reference is (``lpips_alex``); the score stage names it (``lpips_alex@same/base``). None is both.
+A scorer is called with a batch of images; where PAIR is true, also with a reference image for each (or None where
+there is none); where TEXT is true, also with a text for each (or None). An image whose reference or text is None has
+null columns and no error. A pair scorer's columns do not say what the
+reference is (``lpips_alex``); the score stage names it (``lpips_alex@same/base``). No scorer sets both PAIR and TEXT.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def module_name(stem: str) -> str:
 
 
 def summary(stem: str) -> str:
-    """What the scorer is, the first line of its module's docstring."""
+    """The first line of the scorer module's docstring."""
     return (_find.module(stem).__doc__ or "").partition("\n")[0]
 
 
@@ -117,7 +117,7 @@ def weights(stem: str, params: Mapping[str, Any] | None = None) -> list[Path]:
 
 
 def hub_weights(stem: str, params: Mapping[str, Any] | None = None) -> tuple[WeightsRef, ...]:
-    """The hub's models that a scorer reads; none where its weights are a path's, the package's or a library's.
+    """References to the hub models that a scorer reads; empty where its weights come from a path, package or library.
 
     Args:
         stem: the scorer.
@@ -161,7 +161,7 @@ def text(stem: str) -> bool:
 
 
 def options(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A scorer's ``defaults`` with ``params`` over them.
+    """A scorer's parameters: ``defaults`` overridden by ``params``.
 
     Raises:
         UserError: a parameter the scorer does not have.

@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 
 def load_clip(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> Clip:
-    """CLIP as the parameters ``source``, ``revision``, ``dtype``, ``micro_batch`` and ``device`` say.
+    """The CLIP model chosen by the parameters ``source``, ``revision``, ``dtype``, ``micro_batch`` and ``device``.
 
     Raises:
         UserError: an unknown parameter or dtype, or weights that are not on this machine.
@@ -105,7 +105,7 @@ class Score:
 
 
 def cosine(first: Array, second: Array) -> float | None:
-    """Cosine of two features (d,), None where it is none: not finite, or of length 0."""
+    """Cosine of two feature vectors (d,); None where one of them is not finite or has length 0."""
     if not (np.isfinite(first).all() and np.isfinite(second).all() and first.any() and second.any()):
         return None
     value = first @ second / np.sqrt((first @ first) * (second @ second))

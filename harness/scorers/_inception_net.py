@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 def network() -> nn.Sequential:
-    """From (n, 3, 299, 299) in [-1, 1) to (n, 2048)."""
+    """The untrained network: images (n, 3, 299, 299) in [-1, 1) to features (n, 2048)."""
     largest = nn.MaxPool2d(3, 2)
     layers = {
         "Conv2d_1a_3x3": Unit(3, Conv("", 32, (3, 3), 2)),

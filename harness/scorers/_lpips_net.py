@@ -42,7 +42,7 @@ class Lpips(nn.Module):
         return total
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """At each tap, of length 1 along the channels."""
+        """The activations at the five layers that are compared, each normalised to length 1 along the channels."""
         taps, x = [], (images - self.shift) / self.scale
         for i, layer in enumerate(self.trunk):
             x = layer(x)

@@ -1,4 +1,4 @@
-"""What scorers share: images in micro-batches of full size, and a code for each image that is not fit to be scored."""
+"""What scorers share: cutting images into full micro-batches, and error codes for images that cannot be scored."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def in_micro_batches(
     Args:
         stem: the scorer, whose columns are filled.
         images: any number of (height, width, 3) uint8 images.
-        prepare: makes one image ready, or raises RowError.
-        compute: ``size`` prepared images to as many rows of columns.
+        prepare: preprocesses one image, or raises RowError with the code for its row.
+        compute: maps ``size`` preprocessed images to as many rows of column values.
         size: the micro-batch.
     """
     return _scored(stem, images, lambda image: prepare(checked(image)), compute, size)
@@ -54,9 +54,9 @@ def pairs_in_micro_batches(
         stem: the scorer, whose columns are filled.
         images: any number of (height, width, 3) uint8 images.
         references: as many, or None.
-        prepare: makes an image and its reference ready, or raises RowError. What is no image has not come so far:
-            its row has the code ``not-an-image``, or ``reference-not-an-image``.
-        compute: ``size`` prepared pairs to as many rows of columns.
+        prepare: preprocesses an image and its reference, or raises RowError. It is not called where either is no
+            image; such a row has the code ``not-an-image`` or ``reference-not-an-image``.
+        compute: maps ``size`` preprocessed pairs to as many rows of column values.
         size: the micro-batch.
 
     Raises:
@@ -122,7 +122,7 @@ def _scored(
 
 
 def checked(image: Image) -> Image:
-    """``image`` if it is an image.
+    """``image`` itself, after checking that it is one.
 
     Raises:
         RowError: ``not-an-image``: any other shape than (height, width, 3), any other type than uint8, no pixels.

@@ -132,7 +132,7 @@ class Q16:
 
 
 def probability(feature: Array, prompts: Array) -> float:
-    """Probability of the second prompt.
+    """Softmax probability of the second prompt, in [0, 1].
 
     Args:
         feature: (d,), of any length but 0.
@@ -143,7 +143,7 @@ def probability(feature: Array, prompts: Array) -> float:
 
 
 def identify(path: Path, wanted: str | None) -> str | None:
-    """Which published set the file is, None (with a warning) if it is none of them.
+    """Name of the published set that a file holds; None, with a warning, where it is none of them.
 
     Raises:
         UserError: it is not the one ``wanted``, or there is no such set.

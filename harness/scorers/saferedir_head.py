@@ -131,7 +131,7 @@ def _row(logits: Mapping[str, float]) -> dict[str, Any]:
 
 
 def probability(logit: float, label: int) -> float:
-    """Of ``label`` (0 or 1), when ``logit`` is that of label 1."""
+    """The probability of ``label`` (0 or 1), given the logit of label 1."""
     return float(np.exp(-np.logaddexp(0.0, -logit if label else logit)))
 
 

@@ -1,4 +1,4 @@
-"""What of the reference image is still there, by the shapes world's geometric oracle: nothing is learned.
+"""How much of the reference image an image still shows, read by the shapes world's geometric oracle, not a network.
 
 An object of the reference is kept if the image has one of its shape and colour; two alike need two. Objects whose
 shape the oracle cannot name are left out, and so are those that are to be taken away: the concept's. A scorer does
@@ -43,7 +43,7 @@ MICRO_BATCH = 1
 
 
 def weights(params: Mapping[str, Any]) -> list[Path]:
-    """None: nothing is learned."""
+    """No files: nothing is learned."""
     options("shapes_kept", params, {})
     return []
 

@@ -34,7 +34,7 @@ MICRO_BATCH = 1
 
 
 def weights(params: Mapping[str, Any]) -> list[Path]:
-    """None: nothing is learned."""
+    """No files: nothing is learned."""
     options("shapes_oracle", params, {})
     return []
 

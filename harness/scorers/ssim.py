@@ -36,7 +36,7 @@ Plane = NDArray[np.float64]  # (height, width), grey levels from 0 to 255
 
 
 def weights(params: Mapping[str, Any]) -> list[Path]:
-    """None: nothing is learned."""
+    """No files: nothing is learned."""
     options("ssim", params, {})
     return []
 

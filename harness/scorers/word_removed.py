@@ -73,7 +73,7 @@ def load(params: Mapping[str, Any]) -> WordRemoved:
 
 
 def words_of(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the parameters say is taken out.
+    """The words that the parameters say to remove from prompts.
 
     Raises:
         UserError: an unknown parameter; no list of words, or an empty one.

@@ -28,7 +28,7 @@ STAGE = "artefact"  # the folder of the store
 
 
 class BuildProgress(NamedTuple):
-    """How far a build is, as its builder says it."""
+    """How far a build is, as the process that builds it last wrote."""
 
     phase: str  # "loading", or what the mechanism calls it: "train", "draw"
     step: int  # steps of the phase that are done
@@ -74,7 +74,7 @@ class ArtefactFolder:
         return FileLock(self.folder / ".lock")
 
     def note(self, phase: str, step: int, steps: int, loss: float | None, seconds: float) -> None:
-        """Say how far the build is; no result depends on it, and it may get lost."""
+        """Write how far the build is, for progress displays; a write that fails is ignored."""
         said = BuildProgress(phase, step, steps, loss, round(seconds, 3), socket.gethostname(), os.getpid())
         path = self.folder / "progress.json"
         part = path.with_name(f".progress.{os.getpid()}.part")
@@ -83,7 +83,7 @@ class ArtefactFolder:
             part.replace(path)
 
     def progress(self) -> BuildProgress | None:
-        """What the builder said last; None where nobody has begun, or the build is done."""
+        """The progress last written; None before a build begins and after it ends."""
         try:
             return BuildProgress(**json.loads((self.folder / "progress.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -109,5 +109,5 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds so far."""
         return self._before + time.monotonic() - self._started

@@ -1,4 +1,4 @@
-"""What a result depends on, as one short hash; and which part of it changed.
+"""Fingerprints: one short hash of all that a result depends on, and the comparison of what two were made of.
 
 A stage's *key* is a JSON-able mapping of everything its output depends on: card values, weights'
 identity, dtype, micro-batch, a digest of its own code, the versions of the libraries that matter,
@@ -57,7 +57,7 @@ _WITH_ALL_BELOW = ("harness.cards", "harness.store")
 
 
 def code(modules: Iterable[str]) -> str:
-    """Hash of what ``modules`` say and all that they import, wherever in a file the import stands.
+    """Hash of the code of ``modules`` and of all that they import, also inside functions.
 
     Only imports of a module's own package and of this one are followed; of other packages the versions count. Comments,
     docstrings and formatting do not count, nor do the modules of ``IGNORED``. The sources are parsed, not imported, so

@@ -1,4 +1,4 @@
-"""Who is writing what in a store: leases that expire, so that a host that died holds nothing for long.
+"""Leases: who is writing what in a store. They expire, so that a host that died blocks nobody for long.
 
 A lease is a small file in ``<root>/.leases``, renewed while its run lives. It names what the run writes (folders of
 fingerprints, the run's own folder), or everything. Two runs may share a store where they write nothing in common.
@@ -33,7 +33,7 @@ _DOOR_S = 30.0  # for others to look and write theirs
 
 @contextmanager
 def lease(root: Path, writes: Iterable[str] | None, renew_s: float = _RENEW_S) -> Iterator[None]:
-    """Hold what is named in the store at ``root`` while the block runs.
+    """Hold a lease on the named parts of the store at ``root`` while the block runs.
 
     Args:
         root: the store's folder.
@@ -41,7 +41,7 @@ def lease(root: Path, writes: Iterable[str] | None, renew_s: float = _RENEW_S) -
         renew_s: seconds between renewals.
 
     Raises:
-        UserError: another run holds some of it.
+        UserError: another run has a lease on some of it.
     """
     names = sorted(set(writes)) if writes is not None else [EVERYTHING]
     path = root / FOLDER / f"{uuid.uuid4().hex}.json"

@@ -1,4 +1,4 @@
-"""Where results lie: one immutable Parquet file per stage, fingerprint and shard.
+"""The store of results: one immutable Parquet file per stage, fingerprint and shard.
 
     <root>/<stage>/<fingerprint>/<shard>.parquet      published once, never changed
     <root>/<stage>/<fingerprint>/stage.json           what the fingerprint was made of
@@ -79,7 +79,7 @@ class Store:
 
     @staticmethod
     def check(root: Path) -> None:
-        """Refuse what is no store and cannot become one; writes nothing.
+        """Refuse a folder that is no store and cannot become one; writes nothing.
 
         Raises:
             UserError: not a folder, a folder of something else, or written by a newer harness.
@@ -115,7 +115,7 @@ class Store:
 
     @staticmethod
     def holding(stage: str, fingerprint: str) -> str:
-        """The name under which the shards of a fingerprint are held."""
+        """What a lease on the shards of a fingerprint is called."""
         return f"{stage}/{fingerprint}"
 
     @staticmethod
@@ -192,7 +192,7 @@ class Store:
 
     @staticmethod
     def cost(path: Path) -> dict[str, Any] | None:
-        """What a shard took: seconds (loading left out), rows, device, host; None where it is not known."""
+        """The seconds (without loading), rows, device and host that a shard took; None where they are not known."""
         try:
             cost = json.loads(path.with_suffix(".cost.json").read_text())
         except (OSError, ValueError):

@@ -52,15 +52,15 @@ SCORES = pa.concat_tables([scores("none", 0), scores("uce", 1)])
 
 def test_each_method_has_a_curve_and_each_policy_its_point() -> None:
     found = curve.curves(SCORES, {"nudity": MAIN}, POLICIES)
-    assert [one.part.defense for one in found] == ["none", "uce"]
+    assert [one.group.defense for one in found] == ["none", "uce"]
     for one in found:
         for point in one.points:
             rule = MAIN.rule.model_copy(update={"threshold": point.threshold})
-            tally = count(verdicts(MAIN.model_copy(update={"rule": rule}), one.part.rows))
+            tally = count(verdicts(MAIN.model_copy(update={"rule": rule}), one.group.rows))
             assert (point.k, point.n) == (tally.k, tally.n)
         for mark in one.marks:
             card = load_card(PolicyCard, mark.policy, ROOTS)
-            tally = count(verdicts(card, one.part.rows))
+            tally = count(verdicts(card, one.group.rows))
             assert (mark.point.threshold, mark.point.k, mark.point.n) == (card.rule.threshold, tally.k, tally.n)
             assert mark.op == card.rule.op
 
@@ -79,7 +79,7 @@ def test_marks_are_the_policies_over_the_same_scorer_that_count_images() -> None
 def test_a_benchmark_that_was_not_scored_has_no_curve() -> None:
     silent = scores("none", 2, bench="coco-30k", concept="benign", excluded="age-term")
     found = curve.curves(pa.concat_tables([SCORES, silent]), {"nudity": MAIN, "benign": MAIN}, POLICIES)
-    assert {one.part.bench for one in found} == {"p4d"}
+    assert {one.group.bench for one in found} == {"p4d"}
     with pytest.raises(UserError, match="no row of this run has a verdict by resafe-nudity-0.45"):
         curve.curves(silent, {"benign": MAIN}, POLICIES)
 

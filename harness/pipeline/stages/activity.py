@@ -22,7 +22,7 @@ _EVERY_S = 0.5  # no more often is the file written
 
 
 class Activity:
-    """Says what this process is doing."""
+    """Writes what this process is doing."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json"
@@ -55,13 +55,13 @@ class Activity:
             self._write()
 
     def rows(self, count: int) -> None:
-        """So many more rows are done."""
+        """Add ``count`` rows to those done."""
         self._said["done"] = min(self._said.get("done", 0) + count, self._said.get("rows", 0))  # some are tried twice
         self._said.pop("steps", None)
         self._soon()
 
     def steps(self, done: int, total: int) -> None:
-        """Of the micro-batch at work, so many steps of so many are done."""
+        """Set how many of the current micro-batch's steps are done."""
         self._said["steps"] = [done, total]
         self._soon()
 
@@ -79,7 +79,7 @@ class Activity:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """What every worker of the run says that it is doing."""
+    """What each worker of the run last wrote about its work."""
     said = []
     for path in sorted((run / FOLDER).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):  # gone, or no worker's
@@ -90,6 +90,6 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 def clear(run: Path) -> None:
-    """Forget what workers of an earlier start said."""
+    """Delete the files that workers of an earlier start wrote."""
     for path in (run / FOLDER).glob("*.json"):
         path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ HOPELESS = 3  # rows that failed without one success: perhaps it is not the rows
 
 
 class DeadlyError(Exception):
-    """Workers die whatever the row."""
+    """Workers die whichever row they work on."""
 
 
 class HopelessError(Exception):
@@ -35,7 +35,7 @@ class HopelessError(Exception):
 
 
 class StoppedError(Exception):
-    """The run was stopped while something was computed; what is done of it is kept."""
+    """The run was stopped during a computation; the finished part of it is kept."""
 
     def __str__(self) -> str:
         return "the run was stopped"

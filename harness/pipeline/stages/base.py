@@ -83,7 +83,7 @@ class LooksAhead(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
-    """Where a run happens, and its patience."""
+    """Where the stages of a run work: store, run folder, device, and time limits."""
 
     store: Store
     run: Path  # folder of the run: marks, stop file, sidecars

@@ -142,7 +142,7 @@ def _build(layer: Mapping[str, Any], folder: ArtefactFolder, context: WorkerCont
 
 
 class Teller:
-    """Told of each step of a build: says it on, keeps the watchdog quiet, and breaks off where the run is stopped."""
+    """Progress callback of a build: notes the step, restarts the watchdog's clock, raises once the run is stopped."""
 
     def __init__(self, folder: ArtefactFolder, context: WorkerContext, clock: Clock) -> None:
         self._folder, self._context, self._clock = folder, context, clock

@@ -27,7 +27,7 @@ def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | N
 
 
 class Draw:
-    """A backbone drawing what a regenerator wrote."""
+    """A backbone that draws the prompts that a regenerator wrote."""
 
     def __init__(self, painter: generate.Generate, worker: Mapping[str, Any]) -> None:
         self.painter, self._worker = painter, worker

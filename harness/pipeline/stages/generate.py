@@ -77,7 +77,7 @@ class Generate:
         defense.attach(pipe)
 
     def release(self) -> StableDiffusionPipeline:
-        """The backbone as it was before the defense; this is not to be drawn with any more."""
+        """Detach the defense and return the undefended backbone; this object must not be used afterwards."""
         self._defense.detach(self._pipe)
         return self._pipe
 

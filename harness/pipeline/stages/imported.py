@@ -1,4 +1,4 @@
-"""The given stage: images that were not drawn here, taken from their files (schema PROMPT + SOURCE -> IMAGE)."""
+"""The stage of imported images: files of images that were not drawn here (schema PROMPT + SOURCE -> IMAGE)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | N
 
 
 class Given:
-    """Reads, checks and decodes."""
+    """Reads image files, checks and decodes them."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([_take(row) for row in rows.to_pylist()], schema=IMAGE)

@@ -24,7 +24,7 @@ def drawer(pipe: Pipe, card: BackboneCard, concept: str, tell: Callable[[BuildSt
         pipe: the undefended backbone.
         card: how it is sampled.
         concept: what the defense removes, for the guard, which reads every text before anything is drawn.
-        tell: hears of every micro-batch.
+        tell: called after every micro-batch.
 
     Returns:
         a function that raises UserError for a text that the guard refuses, and TransientError without memory.
