@@ -17,6 +17,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_any,
+    stop_when_event_set,
+    wait_exponential,
+)
+
 from harness.cards.judge import JudgeCard
 from harness.errors import TransientError, UserError
 from harness.judges.answers import REFUSAL, REJECTED, Answers, Question, Reply
@@ -61,7 +71,9 @@ class Remote:
             ) from None
 
         self._openai, self._card, self._to, self._max_cost = openai, card, to, max_cost
-        # Retries are ours, so that a reply cut short is retried too; and a redirect must not carry images elsewhere.
+        # Not the client's own retries: their waits cannot be called off once the server counts as down, they ask again
+        # where a quota is spent, and they know nothing of a reply cut short. And a redirect must not carry images
+        # elsewhere.
         self._client = openai.OpenAI(
             api_key=to.key,
             base_url=to.url,
@@ -152,18 +164,17 @@ class Remote:
             for p in question.images
         ]
         content.append({"type": "text", "text": question.prompt})
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._once(content, question.max_new_tokens)
-            except _AgainError as error:
-                delay = error.after
-                if delay is None:
-                    delay = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * random.uniform(0.75, 1.0)
-                last = attempt == _ATTEMPTS - 1 or delay > _LONGEST_PATIENCE_S
-                if last or self._stop.is_set():
-                    raise TransientError(str(error)) from None
-                self._pause(delay)
-        raise AssertionError("the last attempt returns or raises")
+        retrying = Retrying(
+            retry=retry_if_exception_type(_AgainError),
+            wait=_delay,
+            stop=stop_any(stop_after_attempt(_ATTEMPTS), stop_when_event_set(self._stop), _asks_too_much),
+            sleep=self._pause,
+            reraise=True,
+        )
+        try:
+            return retrying(self._once, content, question.max_new_tokens)
+        except _AgainError as error:
+            raise TransientError(str(error)) from None
 
     def _once(self, content: list[dict[str, Any]], max_tokens: int) -> Reply:
         api = self._openai
@@ -236,6 +247,21 @@ class _AgainError(Exception):
     def __init__(self, what: str, after: float | None = None) -> None:
         super().__init__(what)
         self.after = after
+
+
+_BACKOFF = wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
+
+
+def _delay(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for, else growing waits with some jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.after if isinstance(error, _AgainError) else None
+    return _BACKOFF(state) * random.uniform(0.75, 1.0) if asked is None else asked
+
+
+def _asks_too_much(state: RetryCallState) -> bool:
+    """Whether the server asks to wait for longer than anybody is waited for."""
+    return state.upcoming_sleep > _LONGEST_PATIENCE_S
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,4 +1,4 @@
-"""LPIPS's networks: torchvision's AlexNet and VGG-16 up to their last convolution, and learned heads. Brings torch."""
+"""LPIPS's networks: torchvision's AlexNet and VGG-16 up to their last convolution, and learned heads. Imports torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Lpips(nn.Module):
 
     def __init__(self, net: str) -> None:
         super().__init__()
-        self.trunk = {"alex": _alex, "vgg": _vgg}[net]()
         self.taps = TAPS[net]
+        self.trunk = _trunk(net, self.taps[-1] + 1)
         channels = [_channels(self.trunk, tap) for tap in self.taps]
         self.heads = nn.ParameterList(nn.Parameter(torch.zeros(count)) for count in channels)
         for name, values in (("shift", SHIFT), ("scale", SCALE)):
@@ -87,30 +87,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, net: str) -> None:
     try:
-        module.load_state_dict(state, strict=True)
+        module.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path}: not the weights of {net!r}: {error}") from error
 
 
-def _alex() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
-    )
+def _trunk(net: str, layers: int) -> nn.Sequential:
+    """The first layers of torchvision's network, without storage for weights: ``load`` puts the file's tensors in."""
+    from torchvision import models
 
-
-def _vgg() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    channels = 3
-    for out, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        layers += [nn.MaxPool2d(2, 2)] if layers else []
-        for _ in range(count):
-            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
-            channels = out
-    return nn.Sequential(*layers)
+    with torch.device("meta"):  # the classifiers would be half a gigabyte of random numbers
+        features = {"alex": models.alexnet, "vgg": models.vgg16}[net](weights=None).features
+    assert isinstance(features, nn.Sequential)
+    return features[:layers]
 
 
 def _channels(trunk: nn.Sequential, tap: int) -> int:

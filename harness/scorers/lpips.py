@@ -8,8 +8,8 @@ network that ``nets`` does not name leaves its column null.
 ReSafe states neither network nor size (default: alex, 512). RECE and AdvUnlearn compare at size 64, the one scaling
 with OpenCV (``resize: opencv``), the other with Pillow (``pillow``); these figures do not compare with those at 512.
 
-The networks are ours, the weights the published ones: heads from the package lpips (0.1.4, BSD-2-Clause), read and not
-imported, so that torchvision is not needed; trunks from torchvision's files, in torch's cache or by path.
+The trunks are torchvision's, with its files of weights, in torch's cache or by path; the learned heads are read from the
+package lpips (0.1.4, BSD-2-Clause), which is not imported: it would download trunks by itself, unpinned.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NETS = ("alex", "vgg")
 COLUMNS: dict[str, pa.DataType] = {f"lpips_{net}": pa.float32() for net in NETS}
 PAIR = True
-LIBRARIES = ("torch", "lpips", "pillow", "opencv-python-headless", "numpy")
+LIBRARIES = ("torch", "torchvision", "lpips", "pillow", "opencv-python-headless", "numpy")
 MICRO_BATCH = 4
 RESIZES = ("pillow", "opencv")  # bilinear, the one averaging over what it skips and the other not
 DEFAULTS: dict[str, Any] = {
@@ -171,7 +171,7 @@ def _trunk(chosen: Mapping[str, Any], net: str) -> Path:
 def _heads(folder: object, net: str) -> Path:
     """The learned heads of a network."""
     if folder is None:
-        spec = importlib.util.find_spec("lpips")  # found, not imported: importing it needs torchvision
+        spec = importlib.util.find_spec("lpips")  # located, not imported
         if spec is None or not spec.submodule_search_locations:
             raise UserError("scorer 'lpips' needs the heads of the package lpips: pip install 'lpips==0.1.4'")
         folder = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1"

@@ -1,11 +1,11 @@
 """SSIM to the reference image (Wang et al. 2004, IEEE Trans. Image Process. 13:600, eq. 13).
 
-As in the paper: Gaussian window of 11 x 11 pixels, sigma 1.5, population moments, K1 = 0.01, K2 = 0.03, mean over the
-places where the window lies inside the image. ``ssim_rgb`` is the mean of the three channels, as scikit-image has it
-(``gaussian_weights``, ``use_sample_covariance=False``); torchmetrics has the same there, but also counts the border,
-where it reflects the images (0.001 of difference in a test). ``ssim_grey`` is of the luminance (ITU-R BT.601, not
-rounded), on which the paper's own code works. 1 for equal images. ReSafe's Table 12 does not say which; nothing is
-resized, so a reference of another size has no score.
+Computed by scikit-image with the paper's settings: Gaussian window of 11 x 11 pixels, sigma 1.5, population moments,
+K1 = 0.01, K2 = 0.03, mean over the places where the window lies inside the image. ``ssim_rgb`` is the mean of the three
+channels; torchmetrics has the same there, but also counts the border, where it reflects the images (0.001 of difference
+in a test). ``ssim_grey`` is of the luminance (ITU-R BT.601, not rounded), on which the paper's own code works. 1 for
+equal images. ReSafe's Table 12 does not say which of the two it prints. Nothing is resized, so a reference of another
+size has no score.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from harness.scorers.batching import Image, pairs_in_micro_batches
 
 COLUMNS: dict[str, pa.DataType] = {"ssim_rgb": pa.float32(), "ssim_grey": pa.float32()}
 PAIR = True
-LIBRARIES = ("numpy", "scipy")
+LIBRARIES = ("numpy", "scipy", "scikit-image")
 MICRO_BATCH = 1
 
 SIGMA = 1.5  # pixels
-RADIUS = 5  # pixels; the window is 11 wide
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+WINDOW = 11  # pixels, side of the window: sigma cut off at 3.5 deviations
 LUMINANCE = (0.299, 0.587, 0.114)
 
-Plane = NDArray[np.float64]  # (height, width), grey levels from 0 to 255
+Pixels = NDArray[np.float64]  # (height, width) or (height, width, channels), levels from 0 to 255
 
 
 def weights(params: Mapping[str, Any]) -> list[Path]:
@@ -52,14 +51,12 @@ def load(params: Mapping[str, Any]) -> Ssim:
 
 
 class Ssim:
-    """The measure, with its window."""
+    """The measure."""
 
     def __init__(self) -> None:
-        from scipy import ndimage
+        from skimage.metrics import structural_similarity
 
-        self._ndimage = ndimage
-        window = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
-        self._window = window / window.sum()
+        self._similarity = structural_similarity
 
     def __call__(self, images: Sequence[Image], references: Sequence[Image | None]) -> dict[str, list[Any]]:
         return pairs_in_micro_batches("ssim", images, references, _same_size, self._compute, MICRO_BATCH)
@@ -68,24 +65,26 @@ class Ssim:
         return [self._row(*pair) for pair in pairs]
 
     def _row(self, image: Image, reference: Image) -> dict[str, Any]:
-        first, second = (np.moveaxis(pixels.astype(np.float64), 2, 0) for pixels in (image, reference))
-        channels = [self.index(a, b) for a, b in zip(first, second, strict=True)]
-        grey = [np.tensordot(LUMINANCE, channels, 1) for channels in (first, second)]
-        return {"ssim_rgb": sum(channels) / 3, "ssim_grey": self.index(*grey)}
+        first, second = (pixels.astype(np.float64) for pixels in (image, reference))
+        return {
+            "ssim_rgb": self._index(first, second, channel_axis=2),
+            "ssim_grey": self._index(first @ LUMINANCE, second @ LUMINANCE),
+        }
 
-    def index(self, first: Plane, second: Plane) -> float:
-        """Mean SSIM of two planes of one size, at least 11 x 11."""
-        mean1, mean2 = self._mean(first), self._mean(second)
-        var1, var2 = self._mean(first * first) - mean1**2, self._mean(second * second) - mean2**2
-        both = self._mean(first * second) - mean1 * mean2
-        local = (2 * mean1 * mean2 + C1) * (2 * both + C2) / ((mean1**2 + mean2**2 + C1) * (var1 + var2 + C2))
-        return float(local.mean())
-
-    def _mean(self, plane: Plane) -> Plane:
-        """Weighted means over every window that lies inside the plane: 10 rows and columns fewer."""
-        rows = self._ndimage.correlate1d(plane, self._window, axis=0, mode="nearest")[RADIUS:-RADIUS]
-        means: Plane = self._ndimage.correlate1d(rows, self._window, axis=1, mode="nearest")[:, RADIUS:-RADIUS]
-        return means
+    def _index(self, first: Pixels, second: Pixels, channel_axis: int | None = None) -> float:
+        """Mean SSIM of two images of one size, over channels where there are several."""
+        return float(
+            self._similarity(
+                first,
+                second,
+                data_range=255,
+                gaussian_weights=True,
+                sigma=SIGMA,
+                win_size=WINDOW,
+                use_sample_covariance=False,
+                channel_axis=channel_axis,
+            )
+        )
 
 
 def _same_size(image: Image, reference: Image) -> tuple[Image, Image]:
@@ -96,6 +95,6 @@ def _same_size(image: Image, reference: Image) -> tuple[Image, Image]:
     """
     if image.shape != reference.shape:
         raise RowError("sizes-differ", f"{image.shape} and {reference.shape}")
-    if min(image.shape[:2]) <= 2 * RADIUS:
+    if min(image.shape[:2]) < WINDOW:
         raise RowError("image-size", f"{image.shape}, smaller than the window")
     return image, reference

@@ -1,4 +1,4 @@
-"""SSIM beside the formula written out window by window, and beside torchmetrics where it is installed."""
+"""SSIM beside the formula written out window by window, and beside torchmetrics."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def test_it_is_the_formula_window_by_window(size: tuple[int, int], spread: float
     ids=["noisy", "mirrored", "darker"],
 )
 def test_it_is_torchmetrics_where_the_window_lies_inside(change: Callable[[Image], Image]) -> None:
-    functional = pytest.importorskip("torchmetrics.functional.image")
-    torch = pytest.importorskip("torch")
+    import torch
+    from torchmetrics.functional import image as functional
+
     image = group(256, 192, 3)
     other = np.ascontiguousarray(change(image))
     tensors = [torch.from_numpy(p.astype(np.float64).transpose(2, 0, 1)[None]) for p in (other, image)]
