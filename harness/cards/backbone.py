@@ -9,6 +9,21 @@ from pydantic import Field, model_validator
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Revision
 from harness.cards.weights_ref import WeightsRef
 
+# Schedulers of diffusers that each family of pipelines can be sampled with; less those that no seed can repeat.
+_DIFFUSION = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+_FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler",)
+_SCHEDULERS = {
+    "StableDiffusionPipeline": _DIFFUSION,
+    "StableDiffusionXLPipeline": _DIFFUSION,
+    "StableDiffusion3Pipeline": _FLOW_MATCHING,
+    "FluxPipeline": _FLOW_MATCHING,
+}
+
 
 class BackboneCard(Card):
     """A text-to-image pipeline as released, and how it is sampled."""
@@ -54,6 +69,11 @@ class BackboneCard(Card):
                 root=self.root,
             ),
         )
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Schedulers that the pipeline can be sampled with; empty where that is known only once it is loaded."""
+        return _SCHEDULERS.get(self.pipeline, ())
 
     @property
     def offers(self) -> tuple[str, ...]:

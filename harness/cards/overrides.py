@@ -92,7 +92,7 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
         raise refused(spec, "--backbone", error) from None
     differ = [k for k in keys if getattr(changed, k) != getattr(card, k)]
     if "scheduler" in differ:
-        _scheduler(spec, str(changed.scheduler))
+        _require_scheduler(spec, changed)
     return changed.model_copy(update={"name": name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
 
 
@@ -143,18 +143,10 @@ def _changeable(card: BackboneCard) -> tuple[str, ...]:
     return (*_SAMPLING, *flux, *((_T5,) if card.max_sequence_length is not None else ()))
 
 
-def _scheduler(spec: str, name: str) -> None:
-    """Refuse what is no scheduler; names are read from diffusers' sources, which are not imported."""
-    import importlib.util
-
-    package = importlib.util.find_spec("diffusers")
-    folder = Path(str(package.origin)).parent / "schedulers" if package is not None else None
-    if folder is None or not folder.is_dir():
-        return
-    text = (folder / "__init__.py").read_text(encoding="utf-8")
-    names = sorted(set(re.findall(r'"(\w+Scheduler)"', text)))
-    if names and name not in names:
+def _require_scheduler(spec: str, card: BackboneCard) -> None:
+    """Refuse a scheduler that the card's pipeline cannot take, as far as that is known before it is loaded."""
+    if card.scheduler is not None and card.schedulers and card.scheduler not in card.schedulers:
         raise UserError(
-            f"--backbone {spec!r}: diffusers has no scheduler {name!r}{nearest(name, names)} (such as DDIMScheduler, "
-            "PNDMScheduler, LMSDiscreteScheduler)"
+            f"--backbone {spec!r}: no scheduler {card.scheduler!r}{nearest(card.scheduler, card.schedulers)} "
+            f"(there are: {', '.join(card.schedulers)})"
         )

@@ -30,7 +30,7 @@ from harness.data.concepts import ARTISTS
 from harness.data.guard import guard
 from harness.data.hub import cached_file
 from harness.errors import UserError, nearest
-from harness.models import loading, progress
+from harness.models import loading, progress, schedulers
 from harness.store.fingerprint import FileHashes
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> Dif
     if edit.lora is not None:
         _add(edit.lora, pipe, root, name)
     if edit.scheduler:
-        pipe.scheduler = _class(edit.scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = schedulers.changed(f"regenerator {name}", pipe.scheduler, edit.scheduler)
     progress.follow(pipe)
     return pipe.to(device)
 

@@ -27,7 +27,7 @@ import torch
 from harness.cards.places import locate
 from harness.data.guard import guard
 from harness.errors import UserError, nearest
-from harness.models import loading, progress
+from harness.models import loading, progress, schedulers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -86,7 +86,7 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
             **{key: value for key, value in _LEFT_OUT.items() if key in taken},
         )
     if card.scheduler:
-        pipe.scheduler = _class(card, card.scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = schedulers.changed(f"backbone {card.name}", pipe.scheduler, card.scheduler)
     progress.follow(pipe)
     return pipe.to(device)
 

@@ -8,7 +8,7 @@ network that ``nets`` does not name leaves its column null.
 ReSafe states neither network nor size (default: alex, 512). RECE and AdvUnlearn compare at size 64, the one scaling
 with OpenCV (``resize: opencv``), the other with Pillow (``pillow``); these figures do not compare with those at 512.
 
-The trunks are torchvision's, with its files of weights, in torch's cache or by path; the learned heads are read from the
+The trunks are torchvision's, with its files of weights in torch's cache or by path; the learned heads are those of the
 package lpips (0.1.4, BSD-2-Clause), which is not imported: it would download trunks by itself, unpinned.
 """
 

@@ -47,6 +47,7 @@ def test_flux_takes_a_true_guidance_and_a_length_of_its_text() -> None:
         ("sd-1-4:guidance=nan", "guidance: should be a finite number"),
         ("sd-1-4:dtype=float64", "dtype: should be"),
         ("sd-1-4:scheduler=DDIMSchedular", "no scheduler 'DDIMSchedular'; did you mean"),
+        ("sd3:scheduler=DDIMScheduler", "no scheduler 'DDIMScheduler' (there are: FlowMatchEulerDiscreteScheduler)"),
         ("sd-1-4:true_cfg=2", "no 'true_cfg'"),
         ("sd-1-4:max_sequence_length=77", "no 'max_sequence_length'"),
         ("sd3:true_cfg=2", "no 'true_cfg'"),

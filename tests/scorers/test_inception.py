@@ -150,10 +150,8 @@ def test_the_network_has_the_published_number_of_weights() -> None:
 
 
 def test_features_are_torch_fidelitys(file: str) -> None:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises the latter
-        pytest.skip(f"torch-fidelity cannot be imported: {error}")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     theirs = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
     ours = inception.load({"weights": file, "resize": "tensorflow", "micro_batch": 1})
     for image in (group(512, 512, 0), group(200, 320, 1), noise(1, 32)[0]):
