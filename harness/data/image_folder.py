@@ -78,19 +78,19 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
         raise UserError(f"--images {show(path)}: give a folder of images or a .parquet file")
     left_out: Counter[str] = Counter()
     try:
-        image_paths = list(list_images(path, left_out))
+        sources = list(list_images(path, left_out))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--images {show(path)}: cannot be read: {error}") from error
-    if not image_paths:
+    if not sources:
         raise UserError(f"--images {show(path)}: holds no images{_left_out_text(left_out)}")
-    names = [p.name.removesuffix(".png") for p in image_paths]  # as the files are called that --save writes
+    names = [p.name.removesuffix(".png") for p in sources]  # as the files are called that --save writes
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise UserError(f"--images {show(path)}: two images are called {twice!r}")
-    if not any(image.opens for image in image_paths):
+    if not any(image.opens for image in sources):
         raise UserError(
-            f"--images {show(path)}: holds no image that can be read: {len(image_paths)} tried, the first "
-            f"{_text(image_paths[0].source)}{_told(left_out)}"
+            f"--images {show(path)}: holds no image that can be read: {len(sources)} tried, the first "
+            f"{_text(sources[0].source)}{_left_out_text(left_out)}"
         )
     bench = _bench(path)
     rows: list[dict[str, Any]] = [
@@ -100,7 +100,7 @@ def read(path: Path, concept: str, canvas: BackboneCard) -> Imported:
             "width": canvas.width, "height": canvas.height, "excluded": None,
             "source": image.source, "source_sha256": image.sha256,
         }
-        for image in sorted(image_paths, key=lambda p: p.name)
+        for image in sorted(sources, key=lambda p: p.name)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=pa.schema([*PROMPT, *SOURCE]))
     return Imported(table, dict(left_out.most_common()))
