@@ -17,15 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_any,
-    stop_when_event_set,
-    wait_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from harness.cards.judge import JudgeCard
 from harness.errors import TransientError, UserError
@@ -167,14 +159,21 @@ class Remote:
         retrying = Retrying(
             retry=retry_if_exception_type(_AgainError),
             wait=_delay,
-            stop=stop_any(stop_after_attempt(_ATTEMPTS), stop_when_event_set(self._stop), _asks_too_much),
-            sleep=self._pause,
+            stop=self._is_enough,
+            sleep=self._wait,
             reraise=True,
         )
         try:
             return retrying(self._once, content, question.max_new_tokens)
         except _AgainError as error:
             raise TransientError(str(error)) from None
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        """Whether to give a question up: asked often enough, the run is over, or the server wants too long a wait."""
+        return state.attempt_number >= _ATTEMPTS or self._stop.is_set() or state.upcoming_sleep > _LONGEST_PATIENCE_S
+
+    def _wait(self, seconds: float) -> None:
+        self._pause(seconds)
 
     def _once(self, content: list[dict[str, Any]], max_tokens: int) -> Reply:
         api = self._openai
@@ -257,11 +256,6 @@ def _delay(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.after if isinstance(error, _AgainError) else None
     return _BACKOFF(state) * random.uniform(0.75, 1.0) if asked is None else asked
-
-
-def _asks_too_much(state: RetryCallState) -> bool:
-    """Whether the server asks to wait for longer than anybody is waited for."""
-    return state.upcoming_sleep > _LONGEST_PATIENCE_S
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
