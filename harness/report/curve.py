@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
-from harness.metrics.cells import GROUP, ResultGroup, Policies, result_groups
+from harness.metrics.cells import GROUP, Policies, ResultGroup, result_groups
 from harness.metrics.threshold import Point, curve, grid
 
 COLUMNS = ("kind", *GROUP, "policy", "op", "threshold", "k", "n", "value", "low", "high")

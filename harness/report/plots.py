@@ -152,10 +152,10 @@ def cost_against_rate(points: Sequence[Priced], title: str = "") -> Figure:
 
 def thresholds(curves: Sequence[Curve]) -> Figure:
     """A plot for each benchmark: a line with its 95% interval for each method, a marker for each published policy."""
-    benches = list(dict.fromkeys(one.part.bench for one in curves))
+    benches = list(dict.fromkeys(one.group.bench for one in curves))
     with _figure(6.4, 3.6 * len(benches), len(benches)) as (figure, plots):
         for axes, bench in zip(plots, benches, strict=True):
-            _thresholds(axes, [one for one in curves if one.part.bench == bench])
+            _thresholds(axes, [one for one in curves if one.group.bench == bench])
         _caption(figure, _sizes([Observed(p.threshold, p.k, p.n, p.low, p.high) for one in curves for p in one.points]))
     return figure
 
@@ -174,12 +174,12 @@ def _thresholds(axes: Any, curves: Sequence[Curve]) -> None:
             if mark.point.n and mark.point.value is not None:
                 axes.plot(mark.point.threshold, mark.point.value, shapes[mark.policy], color=colour, markersize=5)
         if judged:  # a strict threshold at the highest score leaves nothing: the label stands before that drop
-            ends.append((shares[len(shares) * 9 // 10], joined(one.part.defense, one.part.variant), colour))
+            ends.append((shares[len(shares) * 9 // 10], joined(one.group.defense, one.group.variant), colour))
     for policy, shape in shapes.items():
         axes.plot([], [], shape, color="#7F7F7F", markersize=5, label=policy)
     first = curves[0]
     axes.set(
-        title=f"{first.part.bench} ({first.part.profile}), by {first.policy.name}",
+        title=f"{first.group.bench} ({first.group.profile}), by {first.policy.name}",
         xlabel=f"threshold (unsafe if {first.policy.rule.op})",
         ylabel="ASR, 95% interval",
     )

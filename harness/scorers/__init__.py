@@ -1,8 +1,8 @@
 """Scorers turn images into raw numbers; policies turn these into verdicts later, at report time.
 
 One module is one scorer, and its file's stem is its name: ``harness/scorers/nudenet.py`` is ``nudenet``.
-A module becomes a scorer by defining these, without being registered; one of another installed package, by an entry point
-of the group ``harness.scorers`` that gives its name (``harness.cards.plugins``):
+A module becomes a scorer by defining these, without being registered; one of another package, by an entry point of the
+group ``harness.scorers`` that gives its name (``harness.cards.plugins``):
 
     COLUMNS: dict[str, pa.DataType]       # its raw columns, named <stem>_..., in order
     def load(params) -> Scorer            # the only place that imports a model's library

@@ -11,7 +11,7 @@ import pytest
 from html_samples import POLICIES, checkered, rows, shards
 from PIL import Image
 
-from harness.metrics.cells import parts
+from harness.metrics.cells import result_groups
 from harness.report.html import images
 
 
@@ -53,7 +53,7 @@ def test_what_a_file_says_beside_its_image_does_not_come_along() -> None:
 
 def test_each_row_has_its_own_image(tmp_path: Path) -> None:
     scores = rows()
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     chosen = images.choose(own, POLICIES)
     embedded = images.embed(own, chosen, shards(tmp_path, scores), revealed=True)
     drawn = [i for part in own for i in part.rows["image_sha256"].is_valid().to_pylist()]
@@ -62,7 +62,7 @@ def test_each_row_has_its_own_image(tmp_path: Path) -> None:
 
 
 def test_rows_on_which_methods_differ_come_first() -> None:
-    own = list(parts(rows(40)))
+    own = list(result_groups(rows(40)))
     chosen = images.choose(own, POLICIES, most=40)
     assert len(chosen) == 10  # four methods
     unsafe = [{row["row_id"] for row in part.rows.to_pylist() if (row["nudenet_a"] or 0) > 0.45} for part in own]
@@ -73,7 +73,7 @@ def test_rows_on_which_methods_differ_come_first() -> None:
 
 def test_images_that_were_removed_are_not_shown(tmp_path: Path) -> None:
     scores = rows()
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     paths = shards(tmp_path, scores)
     paths[0].unlink()
     assert images.embed(own, images.choose(own, POLICIES), paths, revealed=False) == {}
@@ -81,7 +81,7 @@ def test_images_that_were_removed_are_not_shown(tmp_path: Path) -> None:
 
 def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = rows(40)
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     monkeypatch.setattr(images, "BYTES", 10 * len(checkered(32)))
     embedded = images.embed(own, images.choose(own, POLICIES), shards(tmp_path, scores), revealed=True)
     assert len(embedded) == 8  # whole rows of four methods
@@ -89,7 +89,7 @@ def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_images_are_copied_as_they_are_only_into_a_private_folder(tmp_path: Path) -> None:
     scores = rows()
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     chosen, paths, folder = images.choose(own, POLICIES), shards(tmp_path, scores, size=64), tmp_path / "seen"
     folder.mkdir(mode=0o755)
     embedded = images.embed(own, chosen, paths, revealed=False)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parsed_page import Page, columns_of
 
-from harness.metrics.cells import parts
+from harness.metrics.cells import result_groups
 from harness.metrics.policies import verdicts
 from harness.report.html import rows as packing
 
@@ -29,7 +29,7 @@ def unpacked(packed: packing.Packed) -> dict[str, list[Any]]:
 
 def test_rows_and_verdicts_are_those_of_the_scores() -> None:
     scores = rows(20)
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     columns = unpacked(packing.pack(own, POLICIES))
     assert columns["row"] == [i for part in own for i in part.rows["row_id"].to_pylist()]
     for policy in POLICIES["nudity"]:
@@ -43,7 +43,7 @@ def test_rows_and_verdicts_are_those_of_the_scores() -> None:
 
 
 def test_no_text_of_a_prompt_or_caption_is_packed_unless_asked() -> None:
-    own = list(parts(rows()))
+    own = list(result_groups(rows()))
     packed = packing.pack(own, POLICIES)
     assert SECRET not in json.dumps(packed.about)
     assert SECRET.encode() not in zlib.decompress(base64.b64decode(packed.data))
@@ -55,14 +55,14 @@ def test_no_text_of_a_prompt_or_caption_is_packed_unless_asked() -> None:
 
 def test_names_of_imported_files_are_numbers_unless_asked() -> None:
     scores = rows(methods=[("imported", "base"), ("imported", "resafe")])
-    own = list(parts(scores))
+    own = list(result_groups(scores))
     assert packing.pack(own, POLICIES).about["ids"] == [f"image {i}" for i in range(1, 9)]
     assert packing.pack(own, POLICIES, named=True).about["ids"] == scores["row_id"].to_pylist()[:8]
 
 
 def test_samples_of_a_prompt_are_told_apart() -> None:
     scores = pa.concat_tables([rows(2), rows(2, sample=1)])
-    assert packing.pack(list(parts(scores)), POLICIES).about["ids"] == [
+    assert packing.pack(list(result_groups(scores)), POLICIES).about["ids"] == [
         "b/00000",
         "b/00001",
         "b/00000 #1",
@@ -71,7 +71,7 @@ def test_samples_of_a_prompt_are_told_apart() -> None:
 
 
 def test_what_finds_no_room_is_named_and_what_decides_stays() -> None:
-    own = list(parts(rows(50)))
+    own = list(result_groups(rows(50)))
     whole = packing.pack(own, POLICIES)
     assert not whole.left_out
     less = packing.pack(own, POLICIES, most=200 * (4 + 1 + 2 + 1))

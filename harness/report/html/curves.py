@@ -34,7 +34,7 @@ def drawings(curves: Sequence[Curve]) -> list[Drawing]:
     """One for each benchmark, in the order of the curves."""
     by_bench: dict[tuple[str, str], list[Curve]] = {}
     for one in curves:
-        by_bench.setdefault((one.part.bench, one.policy.name), []).append(one)
+        by_bench.setdefault((one.group.bench, one.policy.name), []).append(one)
     return [_drawing(own) for own in by_bench.values()]
 
 
@@ -65,7 +65,7 @@ def _drawing(curves: Sequence[Curve]) -> Drawing:
         ]  # fmt: skip
         lines.append(
             {
-                "label": joined(one.part.defense, one.part.variant),
+                "label": joined(one.group.defense, one.group.variant),
                 "colour": i % 8,
                 "dash": i // 8 % 4,
                 "path": _path(values),
@@ -81,8 +81,8 @@ def _drawing(curves: Sequence[Curve]) -> Drawing:
     return Drawing(
         width=WIDTH,
         height=height,
-        title=f"{first.part.bench} by {first.policy.name}",
-        description=f"ASR against the threshold over {first.part.bench}: " + "; ".join(map(_summary, curves)),
+        title=f"{first.group.bench} by {first.policy.name}",
+        description=f"ASR against the threshold over {first.group.bench}: " + "; ".join(map(_summary, curves)),
         x_label=f"threshold (unsafe if {first.policy.rule.op})",
         x_ticks=[(x(t), f"{t:.2g}") for t in ticks],
         y_ticks=[(y(i / _TICKS), f"{100 * i // _TICKS}%") for i in range(_TICKS + 1)],
@@ -95,7 +95,7 @@ def _summary(one: Curve) -> str:
     """A curve in words: its counts at the policy's own threshold."""
     at = next((m.point for m in one.marks if m.policy == one.policy.name), None)
     counts = f"{at.k}/{at.n} at {at.threshold:g}" if at else "no verdict at the policy's own threshold"
-    return f"{joined(one.part.defense, one.part.variant)} {counts}"
+    return f"{joined(one.group.defense, one.group.variant)} {counts}"
 
 
 def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from harness.metrics.cells import Part, Policies
+from harness.metrics.cells import Policies, ResultGroup
 from harness.metrics.policies import verdicts
 from harness.report.contact_sheet import blurred, may_show
 from harness.store.files import write_atomically
@@ -29,7 +29,7 @@ Row = tuple[str, int]  # row_id, sample
 _Place = tuple[str, str, str, int]  # defense, variant, row_id, sample
 
 
-def choose(parts: Sequence[Part], policies: Policies, most: int = MOST) -> list[Row]:
+def choose(parts: Sequence[ResultGroup], policies: Policies, most: int = MOST) -> list[Row]:
     """Rows whose images are shown, of all methods: those on which methods differ first, then an even spread.
 
     Args:
@@ -60,7 +60,9 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def embed(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], revealed: bool) -> dict[int, str]:
+def embed(
+    parts: Sequence[ResultGroup], chosen: Sequence[Row], shards: Iterable[Path], revealed: bool
+) -> dict[int, str]:
     """Data URLs of the images of ``chosen``, by the number of the row over all parts; as many as fit.
 
     Args:
@@ -85,7 +87,7 @@ def embed(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], 
     return dict(sorted(shown.items()))
 
 
-def copy(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], folder: Path) -> int:
+def copy(parts: Sequence[ResultGroup], chosen: Sequence[Row], shards: Iterable[Path], folder: Path) -> int:
     """Copy images as they are into a private folder, from which a page can be told to show them; returns how many.
 
     Each file is called by the first digits of its image's sha256, see ``names``, and readable by its owner alone.
@@ -106,7 +108,7 @@ def copy(parts: Sequence[Part], chosen: Sequence[Row], shards: Iterable[Path], f
     return len(copied)
 
 
-def names(parts: Sequence[Part], numbers: Iterable[int]) -> dict[int, str]:
+def names(parts: Sequence[ResultGroup], numbers: Iterable[int]) -> dict[int, str]:
     """What the files of ``copy`` are called, by the number of the row over all parts."""
     hashes = [h for part in parts for h in part.rows["image_sha256"].to_pylist()]
     return {number: _name(hashes[number]) for number in numbers}
@@ -116,7 +118,7 @@ def _name(sha256: str) -> str:
     return f"{sha256[:_DIGITS]}.png"
 
 
-def _places(parts: Sequence[Part]) -> list[_Place]:
+def _places(parts: Sequence[ResultGroup]) -> list[_Place]:
     """Method and row of every row over all parts."""
     return [
         (part.defense, part.variant, *row)

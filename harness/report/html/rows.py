@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from harness.metrics.cells import Part, Policies
+from harness.metrics.cells import Policies, ResultGroup
 from harness.metrics.policies import verdicts
 from harness.store.schema import IMPORTED
 
@@ -51,7 +51,7 @@ class Packed(NamedTuple):
     left_out: tuple[str, ...]  # columns for which there was no room
 
 
-def pack(parts: Sequence[Part], policies: Policies, named: bool = False, most: int = BYTES) -> Packed:
+def pack(parts: Sequence[ResultGroup], policies: Policies, named: bool = False, most: int = BYTES) -> Packed:
     """All rows, part after part.
 
     Args:
@@ -86,7 +86,7 @@ def pack(parts: Sequence[Part], policies: Policies, named: bool = False, most: i
     return Packed(about, base64.b64encode(zlib.compress(data, 6)).decode(), tuple(left_out))
 
 
-def texts(parts: Sequence[Part]) -> str:
+def texts(parts: Sequence[ResultGroup]) -> str:
     """Prompts and captions of all rows, in the order of ``pack``: base64 of compressed JSON, each text once.
 
     Only for a page that was asked to hold them.
@@ -104,7 +104,7 @@ def texts(parts: Sequence[Part]) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 6)).decode()
 
 
-def _keys(parts: Sequence[Part], named: bool) -> tuple[list[str], NDArray[Any]]:
+def _keys(parts: Sequence[ResultGroup], named: bool) -> tuple[list[str], NDArray[Any]]:
     """The names of rows, each once, and which one each row has: rows of several methods share theirs."""
     numbers: dict[str, int] = {}
     hidden: set[int] = set()
@@ -120,7 +120,7 @@ def _keys(parts: Sequence[Part], named: bool) -> tuple[list[str], NDArray[Any]]:
     return shown, np.asarray(keys, "<u4")
 
 
-def _verdicts(parts: Sequence[Part], policies: Policies) -> Iterator[Column]:
+def _verdicts(parts: Sequence[ResultGroup], policies: Policies) -> Iterator[Column]:
     """By policy whether each row is unsafe, and the score that its first rule asks for."""
     names = dict.fromkeys(q.name for p in parts for q in policies[p.concept] if q.unit == "image")
     cards = {q.name: q for chosen in policies.values() for q in chosen}

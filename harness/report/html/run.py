@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from harness.cards.policy import PolicyCard
-from harness.metrics.cells import ASR, DEGENERATE, Cell, Part, Policies, parts
+from harness.metrics.cells import ASR, DEGENERATE, Cell, Policies, ResultGroup, result_groups
 from harness.metrics.corrections import Correction
 from harness.metrics.cost import Cost
 from harness.report import contact_sheet, corrections, curve, markdown, text
@@ -45,13 +45,13 @@ class RunPage:
 
 def copy_images(run: RunPage, folder: Path) -> int:
     """Copy the images that the page shows blurred, as they are, into a private folder; returns how many."""
-    own = list(parts(run.scores))
+    own = list(result_groups(run.scores))
     return images.copy(own, images.choose(own, run.policies), run.image_shards, folder)
 
 
 def page(run: RunPage) -> str:
     """The whole file."""
-    own = list(parts(run.scores))
+    own = list(result_groups(run.scores))
     packed = rows.pack(own, run.policies, named=run.with_prompts)
     chosen = images.choose(own, run.policies)
     revealed = contact_sheet.shapes_only(run.scores)
@@ -91,7 +91,7 @@ def page(run: RunPage) -> str:
     )
 
 
-def _islands(own: Sequence[Part], run: RunPage) -> dict[str, Any]:
+def _islands(own: Sequence[ResultGroup], run: RunPage) -> dict[str, Any]:
     """What the page's script needs beside the rows: methods by part, tests of pairs, columns shown at first."""
     compared = [
         {
@@ -146,7 +146,7 @@ def _cut_offs(drawn: Sequence[curve.Curve], run: RunPage) -> list[Grid]:
             point = mark.point
             ends = "" if point.low is None or point.high is None else f"[{100 * point.low:.1f}, {100 * point.high:.1f}]"
             counted.append([
-                mark.policy, one.part.bench, text.joined(one.part.defense, one.part.variant), f"{point.k}/{point.n}",
+                mark.policy, one.group.bench, text.joined(one.group.defense, one.group.variant), f"{point.k}/{point.n}",
                 text.percent(point.value), ends, f"{mark.op} {point.threshold:g}",
                 "on the curve" if mark.on_curve else "asks other columns",
             ])  # fmt: skip
