@@ -12,7 +12,7 @@ from harness.cards.weights_ref import WeightsRef
 # Schedulers of diffusers that each family of pipelines can be sampled with; less those that no seed can repeat.
 _DIFFUSION = (
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
     "PNDMScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip

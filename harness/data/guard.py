@@ -93,11 +93,6 @@ def sexual(concept: str) -> bool:
     return plain.strip() in _data()["sexual_concepts"] or _sexual().search(plain) is not None
 
 
-def age_words() -> frozenset[str]:
-    """Every single word that alone is an age term, lower case, plurals included: what no optimised prompt may hold."""
-    return frozenset(form for term in _data()["age"] for form in _plurals(term.replace(" ", "")))
-
-
 def normalise(text: str, hidden: str = "") -> str:
     """``text`` with one spelling for what looks alike: NFKC, case folded, marks dropped, lookalikes as Latin letters.
 

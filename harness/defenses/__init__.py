@@ -197,13 +197,6 @@ def read_built(mechanism: str, path: Path, pipe: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def read_artefact(path: Path, unet: Any = None) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pt`` file; see ``harness.defenses.artefact.read``."""
-    from harness.defenses import artefact
-
-    return artefact.read(path, unet)
-
-
 def write_artefact(path: Path, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
     """Write tensors and provenance; see ``harness.defenses.artefact.write``."""
     from harness.defenses import artefact

@@ -6,7 +6,7 @@ run -> items (row, methods) -> questions (prompt, images) -> replies -> lines of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -305,8 +305,3 @@ def _unavailable(images: StoredImages, group: tuple[str, str | None, str]) -> in
     return sum(row.bench == group[0] for row in images.rows(*places)) - sum(
         row.bench == group[0] for row in images.complete(*places)
     )
-
-
-def with_artist(asked: Asked, concept: str) -> Asked:
-    """``asked`` with the artist spelt out, so that the sidecar says whose style was asked about."""
-    return replace(asked, artist=tasks.artist(concept, asked.artist)) if asked.task.name == "style" else asked

@@ -4,8 +4,8 @@ Heusel et al. 2017 (NeurIPS, eq. 6): of two Gaussians with the sets' means and c
 
     d = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-It falls with the number of images (bias of order 1 / n), so only figures of equal n compare; the kernel distance
-beside it has no such bias. Beside FID goes what was compared: the reference set, the network, n.
+It falls with the number of images (bias of order 1 / n), so only figures of equal n compare. Beside FID goes what was
+compared: the reference set, the network, n.
 """
 
 from __future__ import annotations
@@ -43,22 +43,6 @@ class Gaussian(NamedTuple):
         factor = centred.T / np.sqrt(n - 1) if n <= d else _factor(centred.T @ centred / (n - 1))
         return cls(mean, factor, n)
 
-    @classmethod
-    def known(cls, mean: Array, covariance: Array, n: int) -> Gaussian:
-        """From moments that are known, such as published ones of a reference set.
-
-        Args:
-            mean: (d,).
-            covariance: (d, d), symmetric.
-            n: images they are of.
-
-        Raises:
-            ValueError: shapes that do not agree.
-        """
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"moments are (d,) and (d, d), got {mean.shape} and {covariance.shape}")
-        return cls(mean.astype(np.float64), _factor(covariance.astype(np.float64)), n)
-
 
 def frechet(first: Gaussian, second: Gaussian) -> float:
     """Frechet distance of two Gaussians, squared (as FID is).
@@ -84,36 +68,6 @@ def fid(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
         ValueError: as ``Gaussian.of`` and ``frechet``.
     """
     return frechet(Gaussian.of(first), Gaussian.of(second))
-
-
-def kid(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Kernel distance: unbiased estimate of the squared MMD with the kernel (x.y / d + 1)^3.
-
-    Binkowski et al. 2018 (ICLR, "Demystifying MMD GANs"), over all pairs instead of a mean over
-    random subsets. May be negative.
-
-    Args:
-        first: (n, d), n of 2 or more.
-        second: (m, d), likewise.
-
-    Raises:
-        ValueError: as ``Gaussian.of`` and ``frechet``.
-    """
-    x, y = _checked(first), _checked(second)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} numbers do not compare")
-    return _within(x) + _within(y) - 2 * float(_kernel(x, y).mean())
-
-
-def _within(rows: Array) -> float:
-    """Mean of the kernel over all pairs of different rows."""
-    values, n = _kernel(rows, rows), len(rows)
-    return float(values.sum() - np.trace(values)) / (n * (n - 1))
-
-
-def _kernel(x: Array, y: Array) -> Array:
-    values: Array = (x @ y.T / x.shape[1] + 1) ** 3
-    return values
 
 
 def _factor(covariance: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Inception features of an image, 2,048 numbers, from which ``harness.metrics.frechet`` has the FID and KID of a set.
+"""Inception features of an image, 2,048 numbers, from which ``harness.metrics.frechet`` has the FID of a set.
 
 How an image is brought to 299 x 299 pixels changes FID more than many methods do (Parmar et al. 2022, CVPR):
 

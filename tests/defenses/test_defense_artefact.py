@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness.defenses import build, locate, read_artefact, write_artefact
+from harness.defenses import artefact, build, locate, write_artefact
 from harness.errors import UserError
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -25,7 +25,7 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_round_trip_keeps_every_bit_and_says_where_it_comes_from(tmp_path: Path, pipe: Any, tensors: dict) -> None:
     path = tmp_path / "unet.safetensors"
     write_artefact(path, tensors, {"mechanism": "uce", "concept": "nudity"})
-    back = read_artefact(path, pipe.unet)
+    back = artefact.read(path, pipe.unet)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)
     record = json.loads(path.with_suffix(".json").read_text())
@@ -48,14 +48,14 @@ def test_content_changed_since_it_was_written_is_refused(tmp_path: Path, tensors
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"unet\.safetensors: is not what unet\.json says"):
-        read_artefact(path)
+        artefact.read(path)
 
 
 @pytest.mark.parametrize("content", ['{"lr": 1e-5}', "[]", "no JSON"])
 def test_a_json_file_beside_published_weights_is_no_provenance(tmp_path: Path, tensors: dict, content: str) -> None:
     safetensors.torch.save_file(tensors, tmp_path / "esd.safetensors")
     (tmp_path / "esd.json").write_text(content)
-    assert read_artefact(tmp_path / "esd.safetensors").keys() == tensors.keys()
+    assert artefact.read(tmp_path / "esd.safetensors").keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_refused_or_read_but_never_a_traceback(tmp_path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                outcomes.add(type(read_artefact(path)))
+                outcomes.add(type(artefact.read(path)))
             except UserError:
                 outcomes.add(UserError)
     assert outcomes == {dict, UserError}
@@ -88,13 +88,13 @@ def test_a_damaged_checkpoint_is_refused_or_read_but_never_a_traceback(tmp_path:
 )
 def test_published_checkpoints_load_in_each_of_their_forms(tmp_path: Path, pipe: Any, tensors: dict, wrap: Any) -> None:
     torch.save(wrap(tensors), tmp_path / "delta.pt")
-    back = read_artefact(tmp_path / "delta.pt", pipe.unet)
+    back = artefact.read(tmp_path / "delta.pt", pipe.unet)
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)
 
 
 def test_a_whole_unet_in_half_precision_loads(tmp_path: Path, pipe: Any) -> None:
     torch.save({k: v.half() for k, v in pipe.unet.state_dict().items()}, tmp_path / "unet.pt")
-    back = read_artefact(tmp_path / "unet.pt", pipe.unet)
+    back = artefact.read(tmp_path / "unet.pt", pipe.unet)
     assert back.keys() == pipe.unet.state_dict().keys()
     assert {v.dtype for v in back.values()} == {torch.float32}
 
@@ -103,20 +103,20 @@ def test_a_key_the_unet_lacks_is_named_with_the_nearest(tmp_path: Path, pipe: An
     wrong = KEY.replace("to_k", "to_kk")
     safetensors.torch.save_file({**tensors, wrong: torch.zeros(128, 128)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError) as failure:
-        read_artefact(tmp_path / "x.safetensors", pipe.unet)
+        artefact.read(tmp_path / "x.safetensors", pipe.unet)
     assert f"key {wrong!r} is not one of the UNet's; did you mean {KEY!r}? (1 of 3 keys are not" in str(failure.value)
 
 
 def test_a_prefix_that_would_match_nothing_is_refused(tmp_path: Path, pipe: Any, tensors: dict) -> None:
     torch.save({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "student.pt")
     with pytest.raises(UserError, match=r"2 of 2 keys are not.*it looks like no form known here"):
-        read_artefact(tmp_path / "student.pt", pipe.unet)
+        artefact.read(tmp_path / "student.pt", pipe.unet)
 
 
 def test_another_shape_is_named_with_both(tmp_path: Path, pipe: Any) -> None:
     torch.save({KEY: torch.zeros(1280, 768)}, tmp_path / "sd14.pt")
     with pytest.raises(UserError, match=r"has shape \(1280, 768\), the UNet's has \(128, 128\)"):
-        read_artefact(tmp_path / "sd14.pt", pipe.unet)
+        artefact.read(tmp_path / "sd14.pt", pipe.unet)
 
 
 class Payload:
@@ -129,7 +129,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, tensors: dict) -> None:
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload()))
     for name in ("evil.pt", "plain.pt"):
         with pytest.raises(UserError, match=name):
-            read_artefact(tmp_path / name)
+            artefact.read(tmp_path / name)
     assert not Path(__file__).with_name("executed").exists()
 
 
@@ -146,7 +146,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, tensors: dict) -> None:
 def test_files_that_are_no_weights_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        read_artefact(tmp_path / name)
+        artefact.read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_files_that_are_no_weights_are_named(tmp_path: Path, name: str, content:
 def test_content_that_cannot_be_weights_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=message):
-        read_artefact(tmp_path / "x.pt")
+        artefact.read(tmp_path / "x.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no weights at .*gone\.pt"):
-        read_artefact(tmp_path / "gone.pt")
+        artefact.read(tmp_path / "gone.pt")
 
 
 def test_published_weights_take_the_place_of_building(tmp_path: Path, pipe: Any, tensors: dict) -> None:

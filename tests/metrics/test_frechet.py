@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from harness.metrics.frechet import Gaussian, fid, frechet, kid
+from harness.metrics.frechet import Gaussian, fid, frechet
 
 Array = np.ndarray
 
@@ -82,25 +82,6 @@ def test_float16_features_are_counted_in_float64() -> None:
     assert fid(x, y) == pytest.approx(printed(x.astype(np.float64), y.astype(np.float64)), rel=1e-9)
 
 
-def test_kid_is_the_mean_over_pairs() -> None:
-    x, y = features(9, 4, 0), features(7, 4, 1, 0.5)
-
-    def k(a: Array, b: Array) -> float:
-        return float((a @ b / 4 + 1) ** 3)
-
-    within = [np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]) for s in (x, y)]
-    expected = sum(within) - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert kid(x, y) == pytest.approx(expected, rel=1e-12)
-
-
-def test_kid_has_no_bias() -> None:
-    """Halves of one distribution: the mean over many draws is zero within its error."""
-    rng = np.random.default_rng(0)
-    found = [kid(rng.normal(size=(8, 3)), rng.normal(size=(8, 3))) for _ in range(4000)]
-    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
-    assert min(found) < 0
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -112,9 +93,8 @@ def test_kid_has_no_bias() -> None:
     ],
 )
 def test_what_is_no_set_of_features_is_refused(wrong: Array, message: str) -> None:
-    for measure in (fid, kid):
-        with pytest.raises(ValueError, match=message):
-            measure(wrong, np.ones((3, 5)))
+    with pytest.raises(ValueError, match=message):
+        fid(wrong, np.ones((3, 5)))
 
 
 @pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 7), (7, 7), (8, 7), (50, 4)])
@@ -124,11 +104,3 @@ def test_moments_are_those_of_the_set(n: int, d: int) -> None:
     assert count == n
     assert mean == pytest.approx(rows.mean(0))
     assert factor @ factor.T == pytest.approx(np.atleast_2d(np.cov(rows, rowvar=False)), abs=1e-12)
-
-
-def test_known_moments_of_a_set_are_the_set() -> None:
-    x, y = features(9, 6, 0), features(40, 6, 1)
-    known = Gaussian.known(x.mean(0), np.cov(x, rowvar=False), 9)
-    assert frechet(known, Gaussian.of(y)) == pytest.approx(fid(x, y), rel=1e-9)
-    with pytest.raises(ValueError, match=r"got \(6,\) and \(5, 5\)"):
-        Gaussian.known(np.zeros(6), np.eye(5), 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from age_words import age_words
 from transformers import CLIPTokenizer
 
 from harness.data import guard
@@ -21,7 +22,7 @@ def banned(words: list[str], *extra: str) -> set[str]:
 def test_age_terms_and_special_tokens() -> None:
     age = ["teen</w>", "teen", "girl</w>", "16yo</w>", "Ġchild</w>"]
     assert banned([*age, "star</w>", "adult</w>", "16</w>", "ÿ"]) == {*age, *SPECIAL}
-    for word in guard.age_words():
+    for word in age_words():
         assert guard.verdict(word, "nudity")  # so that a token that is one is refused
 
 
