@@ -41,8 +41,8 @@ def test_of_known_gaussians(axes: list[tuple[float, float, float, float]], seed:
     """Covariances with shared axes: a sum over them of (m1 - m2)^2 + (s1 - s2)^2, whatever the rotation."""
     m1, m2, s1, s2 = (np.array(values) for values in zip(*axes, strict=True))
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(axes),) * 2))[0]
-    first = Gaussian.known(turn @ m1, (turn * s1**2) @ turn.T, 2)
-    second = Gaussian.known(turn @ m2, (turn * s2**2) @ turn.T, 2)
+    first = Gaussian(turn @ m1, turn * s1, 2)
+    second = Gaussian(turn @ m2, turn * s2, 2)
     assert frechet(first, second) == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum(), abs=1e-9)
 
 
@@ -50,8 +50,8 @@ def test_of_covariances_that_do_not_commute() -> None:
     """In two dimensions tr (S1 S2)^(1/2) = sqrt(tr S1 S2 + 2 sqrt(det S1 S2))."""
     s1, s2 = np.array([[2.0, 0.9], [0.9, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
     shared = np.sqrt(np.trace(s1 @ s2) + 2 * np.sqrt(np.linalg.det(s1 @ s2)))
-    zero = np.zeros(2)
-    assert frechet(Gaussian.known(zero, s1, 9), Gaussian.known(zero, s2, 9)) == pytest.approx(7 - 2 * shared, abs=1e-12)
+    first, second = (Gaussian(np.zeros(2), np.linalg.cholesky(s), 9) for s in (s1, s2))
+    assert frechet(first, second) == pytest.approx(7 - 2 * shared, abs=1e-12)
 
 
 def test_fewer_images_than_numbers_are_no_trouble() -> None:
