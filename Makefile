@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # Real benchmark files for the tests that can use them, where a folder of them is at hand.
 export HARNESS_BENCH_FILES ?= $(wildcard ../shared/bench)
 
-.PHONY: demo setup lock cluster test tests test-all nightly nightly-runs nightly-chaos nightly-benchmarks \
+.PHONY: demo setup lock cluster test tests test-all nightly nightly-gate nightly-runs nightly-chaos nightly-benchmarks \
 	nightly-matrix nightly-oldest nightly-newest lint types wheel clean
 
 demo: $(VENV)/.installed
@@ -61,9 +61,16 @@ test-all: $(VENV)/.dev
 	$(TESTS)
 
 # Every night on the shapes world: runs of every defense, kills, speed. What they leave lies in nightly/.
-nightly: nightly-runs nightly-chaos nightly-benchmarks
+nightly: nightly-gate nightly-runs nightly-chaos nightly-benchmarks
 
-NIGHTLY = OMP_NUM_THREADS=1 HARNESS_STORE=nightly/store HARNESS_OUT=nightly/runs
+NIGHTLY = OMP_NUM_THREADS=1 HARNESS_STORE=nightly/store
+# Every defense that needs no training, row by row beside the committed baseline: see docs/nightly.md.
+GATE = none,sd-np,sld-medium,sld-max,uce,rece,safree
+nightly-gate: $(VENV)/.installed
+	$(NIGHTLY) HARNESS_OUT=nightly/gate $(BIN)/harness eval --defense $(GATE) --bench ring-a-bell-k77,benign --concept nudity --profile shapes --limit 24
+	$(BIN)/harness baseline check nightly/gate/*
+
+nightly-runs: NIGHTLY += HARNESS_OUT=nightly/runs
 nightly-runs: $(VENV)/.installed
 	$(NIGHTLY) $(BIN)/harness eval --defense all --bench ring-a-bell-k77,benign --concept nudity --profile shapes --limit 16
 

@@ -1,6 +1,6 @@
 """The command line. Each command lives in a module of its own and imports what it needs when it runs.
 
-Exit codes: 0 done; 1 a stage failed; 2 a mistake in what was given; 3 too many rows failed;
+Exit codes: 0 done; 1 a stage failed, or the gate; 2 a mistake in what was given; 3 too many rows failed;
 4 incomplete for a passing reason, run the same command again; 130 interrupted.
 """
 
@@ -14,6 +14,7 @@ import typer
 
 from harness.cli import (
     audit,
+    baseline,
     build,
     catalog,
     compare,
@@ -33,7 +34,7 @@ from harness.errors import TransientError, UserError
 from harness.store.version import __version__
 
 _EPILOG = (
-    "Exit codes: 0 done; 1 a stage failed; 2 a mistake in what was given; 3 too many rows failed; "
+    "Exit codes: 0 done; 1 a stage failed, or the gate; 2 a mistake in what was given; 3 too many rows failed; "
     "4 incomplete, run the same command again; 130 interrupted."
 )
 
@@ -61,6 +62,7 @@ for module in (
     reproduce,
     compare,
     audit,
+    baseline,
     judge,
     fetch,
     store,

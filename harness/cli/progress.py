@@ -38,7 +38,7 @@ class Display:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
-        self._last_doing = ""
+        self._last_doing = self._notice = ""
         self._rows: dict[str, int] = {}
 
     def __enter__(self) -> Display:
@@ -73,6 +73,9 @@ class Display:
             self._doing = snapshot.doing or self._doing
             if snapshot.stages:
                 self._snapshot = snapshot
+            if snapshot.notice != self._notice:
+                self._notice = snapshot.notice
+                self._say(self._notice)
         if self._verbose:
             self._say_new_rows(snapshot)
 

@@ -67,7 +67,7 @@ def execute(
         return outcome
     watch = Watch(plan, context.store, context.run, resources.workers, progress)
     watch.errors = outcome.errors
-    interrupt = Interrupt(context.stop, watch.say)
+    interrupt = Interrupt(context.stop, watch.announce)
     executor = _inline if resources.executor == "inline" else _ray
     with interrupt.handled(), watch.watching(), executor(plan, context, resources, watch, interrupt) as run:
         for phase in schedule.cut(plan, resources.num_gpus, resources.gpu_memory_gb):

@@ -35,6 +35,7 @@ class Snapshot:
     """How far a run is."""
 
     doing: str  # in a few words
+    notice: str = ""  # what is to be said at once and once, whatever is being done: that the run is stopping
     stages: Mapping[str, StageProgress] = field(default_factory=dict)
     eta_s: float | None = None  # seconds to go by the rows' measured time; None: not known
     at_least: bool = False  # whether ``eta_s`` leaves out stages that have not begun
@@ -59,7 +60,7 @@ class Watch:
                     own[store.path(spec.stage, spec.fingerprint, shard.key)] = shard.rows.num_rows
         self._before = {stage: self._published(paths) for stage, paths in self._rows.items()}
         self._costs: dict[Path, tuple[float, int]] = {}
-        self._doing = ""
+        self._doing = self._notice = ""
         self.errors = 0  # rows that failed, as the driver has heard
         self._cells = [self._paths_of(*cell) for cell in plan.cells]
         self._done = threading.Event()
@@ -69,6 +70,11 @@ class Watch:
         own = self._plan.conditions[condition]
         (chosen,) = (v for v in own.variants if v.name == variant)
         return {self._store.path(s.stage, s.fingerprint, shard.key) for s in chosen.stages for shard in own.shards}
+
+    def announce(self, notice: str) -> None:
+        """Tell at once what must not be lost among what workers do."""
+        self._notice = notice
+        self._progress(self._look())
 
     def say(self, doing: str) -> None:
         """Report at once what the driver is doing; shown until workers report what they do."""
@@ -100,6 +106,7 @@ class Watch:
         known = [(s.total - s.done) * s.seconds for s in to_go.values() if s.seconds is not None]
         return Snapshot(
             doing=", ".join(build_progress.words(self._plan, self._store)) or _words(said) or self._doing,
+            notice=self._notice,
             stages=stages,
             eta_s=sum(known) / self._workers if known else None,
             at_least=len(known) < len(to_go),

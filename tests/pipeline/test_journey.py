@@ -161,7 +161,7 @@ def test_killing_the_driver_and_repeating_gives_the_same_files(reference: Refere
 def test_killing_an_actor_costs_nothing(reference: Reference, desk: Desk) -> None:
     process = desk.start(*EVAL, "--workers", "1")
     _wait_for(lambda: len(desk.shards()) >= 1, process)
-    actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "StageActor" in " ".join(p.cmdline())]
+    actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "RemoteActor" in " ".join(p.cmdline())]
     assert actors, "no actor to kill"
     actors[0].kill()
     out, err = process.communicate(timeout=300)
