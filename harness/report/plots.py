@@ -153,16 +153,23 @@ def cost_against_rate(points: Sequence[Priced], title: str = "") -> Figure:
 def thresholds(curves: Sequence[Curve]) -> Figure:
     """A plot for each benchmark: a line with its 95% interval for each method, a marker for each published policy."""
     benches = list(dict.fromkeys(one.group.bench for one in curves))
+    names = dict.fromkeys(mark.policy for one in curves for mark in one.marks)
+    shapes = dict(zip(names, cycle(MARKERS), strict=False))
     with _figure(6.4, 3.6 * len(benches), len(benches)) as (figure, plots):
         for axes, bench in zip(plots, benches, strict=True):
-            _thresholds(axes, [one for one in curves if one.group.bench == bench])
-        _caption(figure, _sizes([Observed(p.threshold, p.k, p.n, p.low, p.high) for one in curves for p in one.points]))
+            _thresholds(axes, [one for one in curves if one.group.bench == bench], shapes)
+        for name, shape in shapes.items():
+            plots[0].plot([], [], shape, color="#7F7F7F", markersize=4, label=name)
+        points = [Observed(p.threshold, p.k, p.n, p.low, p.high) for one in curves for p in one.points]
+        figure.legend(  # of policies alone, whose shapes recur on every line; lines are labelled at their ends
+            fontsize=6, frameon=False, loc="outside lower center", ncols=3, title=f"{_sizes(points)}; policies:",
+            title_fontsize=6,
+        )  # fmt: skip
     return figure
 
 
-def _thresholds(axes: Any, curves: Sequence[Curve]) -> None:
-    names = dict.fromkeys(mark.policy for one in curves for mark in one.marks)
-    shapes = dict(zip(names, cycle(MARKERS), strict=False))
+def _thresholds(axes: Any, curves: Sequence[Curve], shapes: Mapping[str, str]) -> None:
+    """Args: shapes: marker of each policy."""
     ends = []
     for one, colour in zip(curves, cycle(COLOURS), strict=False):
         judged = [point for point in one.points if point.n]
@@ -175,8 +182,6 @@ def _thresholds(axes: Any, curves: Sequence[Curve]) -> None:
                 axes.plot(mark.point.threshold, mark.point.value, shapes[mark.policy], color=colour, markersize=5)
         if judged:  # a strict threshold at the highest score leaves nothing: the label stands before that drop
             ends.append((shares[len(shares) * 9 // 10], joined(one.group.defense, one.group.variant), colour))
-    for policy, shape in shapes.items():
-        axes.plot([], [], shape, color="#7F7F7F", markersize=5, label=policy)
     first = curves[0]
     axes.set(
         title=f"{first.group.bench} ({first.group.profile}), by {first.policy.name}",
@@ -185,7 +190,6 @@ def _thresholds(axes: Any, curves: Sequence[Curve]) -> None:
     )
     _rates(axes)
     _label_ends(axes, ends)
-    axes.legend(fontsize=6, frameon=False, loc="upper center", ncols=3)  # of policies alone: their shapes recur
 
 
 def write_curves(folder: Path, name: str, curves: Sequence[Curve]) -> list[Path]:

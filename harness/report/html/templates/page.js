@@ -222,7 +222,7 @@
       for (const table of [lineage, raw, get("pair-table")]) names.forEach((name, k) => { table.tHead.rows[0].cells[k + 1].textContent = name; });
       const filled = (pair ? [...columns.values()].slice(1) : []).filter((c) => c.text(pair[0]) || c.text(pair[1]));
       const lines = (some) => some.map((c) => make("tr", {}, make("th", { scope: "row" }, c.kind === "verdict" ? `verdict by ${c.name}` : c.name),
-        ...pair.map((i) => make("td", { className: c.kind === "verdict" && c.values[i] === 1 ? "unsafe" : "number" }, c.text(i)))));
+        ...pair.map((i) => make("td", { className: c.kind === "verdict" && c.values[i] === 1 ? "number unsafe" : "number" }, c.text(i)))));
       lineage.tBodies[0].replaceChildren(...lines(filled.filter((c) => !c.raw)));
       raw.tBodies[0].replaceChildren(...lines(filled.filter((c) => c.raw)));
       revealing = false;
