@@ -26,13 +26,15 @@ from harness.metrics.comparison import BASE, NONE
 from harness.metrics.csdr import SCORE, Csdr, csdr
 from harness.metrics.measure import measure
 from harness.report import text
+from harness.report.html.page import Grid
+from harness.report.html.page import render as html_page
 from harness.scorers import word_removed
 
 if TYPE_CHECKING:
     from harness.cards.policy import PolicyCard
 
 NAME = "saferedir"
-FORMATS = ("terminal", "md", "json")
+FORMATS = ("terminal", "md", "html", "json")
 ADULTS = "adult groups only (150 of 250 prompts): not comparable with the published 250"
 _HEAD = ("method", "FSR k/n, 95%", "CSDR %, 95%", "PDR k/n, 95%", "degenerate", "errors", "excluded")
 
@@ -343,6 +345,9 @@ def render(tables: Sequence[Table], form: str) -> str:
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (report {NAME} has: {', '.join(FORMATS)})")
     if form == "json":
         return json.dumps({"report": NAME, "tables": [t.to_json() for t in tables]}, ensure_ascii=False, indent=1)
+    if form == "html":
+        grids = [Grid(t.task.title, _HEAD, list(t.rows()), t.legend()) for t in tables]
+        return html_page("table.html.j2", title="SafeRedir", stamps=[], tables=grids).rstrip()
     return "\n\n".join(_page(t) if form == "md" else _text(t) for t in tables)
 
 

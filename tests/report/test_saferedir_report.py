@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from desk import PROMPTS, Desk
+from parsed_page import Page
 from report_samples import cell
 from transformers import CLIPConfig, CLIPModel, YolosConfig, YolosForObjectDetection
 
@@ -200,16 +201,19 @@ def test_several_runs_stand_in_one_table(tmp_path: Path) -> None:
 def test_every_form_says_the_same_numbers(tmp_path: Path) -> None:
     rows = grid("nudity") + grid("nudity", "rece", saferedir_head_probability_nudity=0.1) + grid("nudity", retain=True)
     tables = saferedir.assemble([run_of(tmp_path / "r", rows)], POLICIES)
-    text, page, data = (saferedir.render(tables, form) for form in saferedir.FORMATS)
+    text, page, html, data = (saferedir.render(tables, form) for form in saferedir.FORMATS)
     for said in (text, page):
         line = next(line for line in said.splitlines() if "rece" in line)
         assert "15/15 100.0%" in line
         assert "0.00 [0.00, 0.00] n 15" in line
         assert saferedir.ADULTS in said
     assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1
+    line = next(line for line in Page(html).tables["table-1"] if line[0] == "rece")
+    assert line[1].startswith("15/15 100.0%")
+    assert saferedir.ADULTS in html
     (found,) = json.loads(data)["tables"]
     assert (found["task"], found["lines"][1]["fsr"]["k"], found["lines"][1]["csdr"]["n"]) == ("nudity", 15, 15)
-    with pytest.raises(UserError, match="--format 'csv'.*terminal, md, json"):
+    with pytest.raises(UserError, match="--format 'csv'.*terminal, md, html, json"):
         saferedir.render(tables, "csv")
 
 
