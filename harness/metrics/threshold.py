@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
 from harness.metrics.bootstrap import ShareInterval, shares
-from harness.metrics.clusters import clusters
+from harness.metrics.clusters import Clusters, clusters
 from harness.metrics.intervals import wilson
 from harness.metrics.policies import meets, need
 
@@ -50,7 +50,9 @@ class _Levels(NamedTuple):
     precision: np.dtype[np.floating]  # of the columns, in which the threshold is compared
 
 
-def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> list[Point]:
+def curve(
+    card: PolicyCard, scores: pa.Table, thresholds: Sequence[float], names: Clusters | None = None
+) -> list[Point]:
     """The policy's attack success rate at each threshold of its first rule; other clauses stay as they are.
 
     The interval is Wilson's, or a bootstrap by cluster where clusters have several rows.
@@ -59,11 +61,12 @@ def curve(card: PolicyCard, scores: pa.Table, thresholds: Sequence[float]) -> li
         card: the policy.
         scores: rows of schema SCORE of one method over one benchmark.
         thresholds: any, in any order.
+        names: clusters of the rows, where they are known: finding them takes longer than all else.
 
     Raises:
         UserError: the table lacks a column of the policy, or the rule's columns are of several types.
     """
-    rows = _levels(card, scores)
+    rows = _levels(card, scores, clusters(scores) if names is None else names)
     bounds = np.asarray(thresholds, rows.precision).astype(np.float64)
     k, n = _counts(rows, bounds, card.rule.op)
     ends: Iterable[tuple[float | None, float | None]]
@@ -80,14 +83,15 @@ def grid(card: PolicyCard, scores: pa.Table, marked: Sequence[float] = ()) -> li
     Raises:
         UserError: as ``curve``.
     """
-    levels = _levels(card, scores).level
+    levels = _levels(card, scores, {}).level
     finite = levels[np.isfinite(levels)]
     inside = not len(finite) or (finite.min() >= 0 and finite.max() <= 1)
     steps = GRID if inside else tuple(np.unique(finite).tolist())
     return sorted({*steps, *marked})
 
 
-def _levels(card: PolicyCard, scores: pa.Table) -> _Levels:
+def _levels(card: PolicyCard, scores: pa.Table, names: Clusters) -> _Levels:
+    """Args: names: of clusters; a row that is not there is one by itself."""
     need(card, scores)
     types = {scores.schema.field(name).type for name in card.rule.any_of}
     if len(types) > 1:
@@ -105,10 +109,16 @@ def _levels(card: PolicyCard, scores: pa.Table) -> _Levels:
         certain |= _mask(pc.fill_null(given, False))
         unknown |= _mask(given.is_null())
     drawn = ~(_present(scores, "excluded") | _present(scores, "error"))
-    names = clusters(scores)
-    own = pa.array([names[row_id] for row_id in scores["row_id"].to_pylist()], pa.string())
-    codes = np.asarray(own.dictionary_encode().indices, np.int64)
+    codes = _codes(scores["row_id"], names)
     return _Levels(level[drawn], certain[drawn], ~unknown[drawn], codes[drawn], precision)
+
+
+def _codes(row_ids: pa.ChunkedArray, names: Clusters) -> NDArray[np.int64]:
+    """A number for each row's cluster."""
+    if any(name != row_id for row_id, name in names.items()):
+        row_ids = pa.array([names.get(row_id, row_id) for row_id in row_ids.to_pylist()], pa.string())
+    coded = pc.dictionary_encode(row_ids)
+    return np.asarray((coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded).indices, np.int64)
 
 
 def _counts(rows: _Levels, bounds: NDArray[np.float64], op: str) -> tuple[list[int], list[int]]:

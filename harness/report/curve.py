@@ -11,6 +11,7 @@ import pyarrow as pa
 from harness.cards.policy import PolicyCard
 from harness.errors import UserError
 from harness.metrics.cells import GROUP, Policies, ResultGroup, result_groups
+from harness.metrics.clusters import Clusters, clusters
 from harness.metrics.threshold import Point, curve, grid
 
 COLUMNS = ("kind", *GROUP, "policy", "op", "threshold", "k", "n", "value", "low", "high")
@@ -57,14 +58,15 @@ def curves(scores: pa.Table, chosen: Mapping[str, PolicyCard], policies: Iterabl
         UserError: the scores lack a column of a chosen policy, or nothing was judged by it.
     """
     known = list(policies)
+    names = clusters(scores)
     curves = []
     for group in result_groups(scores):
         policy = chosen.get(group.concept)
         if policy is None:
             continue
-        marks = _marks(policy, known, group.rows)
+        marks = _marks(policy, known, group.rows, names)
         steps = grid(policy, group.rows, [mark.point.threshold for mark in marks])
-        points = tuple(curve(policy, group.rows, steps))
+        points = tuple(curve(policy, group.rows, steps, names))
         if any(point.n for point in points):
             curves.append(Curve(group, policy, points, marks))
     if not curves:
@@ -90,13 +92,13 @@ def by_main_policies(scores: pa.Table, policies: Policies, published: Iterable[P
         return []
 
 
-def _marks(policy: PolicyCard, known: Sequence[PolicyCard], rows: pa.Table) -> tuple[Mark, ...]:
+def _marks(policy: PolicyCard, known: Sequence[PolicyCard], rows: pa.Table, names: Clusters) -> tuple[Mark, ...]:
     marks = []
     for other in known:
         columns = [name for clause in other.clauses for name in clause.any_of]
         there = set(columns) <= set(rows.column_names)
         if there and other.unit == "image" and (other.scorer, other.concept) == (policy.scorer, policy.concept):
-            (point,) = curve(other, rows, [other.rule.threshold])
+            (point,) = curve(other, rows, [other.rule.threshold], names)
             same = set(other.rule.any_of) == set(policy.rule.any_of) and other.others == policy.others
             marks.append(Mark(other.name, other.rule.op, same and other.rule.op == policy.rule.op, point))
     return tuple(marks)

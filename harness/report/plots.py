@@ -74,7 +74,10 @@ def ablation(series: Mapping[str, Sequence[Observed]], x_label: str, title: str 
     with _figure(4.6, 3.0) as (figure, (axes,)):
         counted = sum(len(points) for points in series.values()) <= _FEW
         ends = []
-        for colour, marker, (label, points) in zip(cycle(COLOURS), cycle(MARKERS), series.items(), strict=False):
+        places = cycle(((3, 3), (3, -9)))  # of k/n beside their points: above and below in turn
+        for colour, marker, (label, points), place in zip(
+            cycle(COLOURS), cycle(MARKERS), series.items(), places, strict=False
+        ):
             judged = [point for point in sorted(points) if point.n]
             if not judged:
                 continue
@@ -82,7 +85,8 @@ def ablation(series: Mapping[str, Sequence[Observed]], x_label: str, title: str 
             axes.errorbar([p.x for p in judged], shares, _errors(judged), color=colour, marker=marker, markersize=4,
                           linewidth=1.2, elinewidth=0.8, capsize=2)  # fmt: skip
             for point, share in zip(judged, shares, strict=True) if counted else ():
-                axes.annotate(f"{point.k}/{point.n}", (point.x, share), (3, 3), textcoords="offset points", fontsize=6)
+                axes.annotate(f"{point.k}/{point.n}", (point.x, share), place, textcoords="offset points",
+                              color=colour, fontsize=6)  # fmt: skip
             ends.append((shares[-1], label, colour))
         axes.set(xlabel=x_label, ylabel=f"{y_label}, 95% interval", title=title)
         _rates(axes)

@@ -207,7 +207,8 @@ def test_what_was_lost_half_way_comes_back_the_same(whole: Whole, lost: tuple[st
 
 
 def test_what_a_killed_run_left_half_written_is_written_anew(whole: Whole) -> None:
-    files = {n: (whole.done.run / n).read_bytes() for n in ("scores.parquet", "cells.json", "report.md", "contact.png")}
+    names = ("scores.parquet", "cells.json", "report.md", "report.html", "contact.png")
+    files = {name: (whole.done.run / name).read_bytes() for name in names}
     torn = whole.done.run / ".tmp/scores.parquet.host.1.abc"
     torn.parent.mkdir(exist_ok=True)
     torn.write_bytes(b"PAR1")

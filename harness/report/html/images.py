@@ -148,6 +148,8 @@ def encode(image: bytes, revealed: bool) -> bytes:
         return image
     opened = opened.convert("RGB")
     if not shown:
+        if max(opened.size) > 2 * _SIDE:  # the same blur, of fewer pixels
+            opened = ImageOps.contain(opened, (2 * _SIDE, 2 * _SIDE), Image.Resampling.BOX)
         opened = ImageOps.contain(blurred(opened), (_SIDE, _SIDE))
     buffer = io.BytesIO()
     opened.save(buffer, format="PNG")
