@@ -22,7 +22,7 @@ from PIL import Image
 from harness.cards.base import card_roots
 from harness.cards.load import load_card, load_cards
 from harness.cards.policy import PolicyCard
-from harness.metrics.cells import Part, parts
+from harness.metrics.cells import ResultGroup, result_groups
 from harness.metrics.measure import measure
 from harness.report.html import images
 from harness.report.html.run import RunPage, page
@@ -67,18 +67,18 @@ def _part(generator: np.random.Generator, defense: str, variant: str, bench: str
     return pa.table(table)
 
 
-def shard(folder: Path, own: Sequence[Part], chosen: Sequence[images.Row]) -> Path:
+def shard(folder: Path, own: Sequence[ResultGroup], chosen: Sequence[images.Row]) -> Path:
     """An image shard with a 512 x 512 image for every method of the chosen rows."""
     generator = np.random.default_rng(1)
     wanted = set(chosen)
     entries = []
-    for part in own:
-        for row in zip(part.rows["row_id"].to_pylist(), part.rows["sample"].to_pylist(), strict=True):
+    for group in own:
+        for row in zip(group.rows["row_id"].to_pylist(), group.rows["sample"].to_pylist(), strict=True):
             if row in wanted:
                 small = Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).resize((512, 512))
                 buffer = io.BytesIO()
                 small.save(buffer, format="PNG", compress_level=1)
-                entries.append((*row, part.defense, part.variant, buffer.getvalue()))
+                entries.append((*row, group.defense, group.variant, buffer.getvalue()))
     kinds = (pa.string(), pa.int32(), pa.string(), pa.string(), pa.binary())
     arrays = [pa.array(values, kind) for values, kind in zip(zip(*entries, strict=True), kinds, strict=True)]
     path = folder / "shards" / "0.parquet"
@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
     roots = card_roots()
     policies = {"nudity": tuple(load_card(PolicyCard, name, roots) for name in POLICIES)}
     table = scores()
-    own = list(parts(table))
+    own = list(result_groups(table))
     image_shard = shard(folder, own, images.choose(own, policies))
     cells = measure(table, policies)
     start, cpu = time.perf_counter(), time.process_time()
