@@ -4,8 +4,10 @@
     (embed) -> optimise -> draw                 PEZ: the image's own feature is the target
     caption -> draw                             the rewritten caption is the prompt
     edit                                        an image-to-image editor told in words
+    steps                                       other changes of an image, each a module of harness/pipeline/stages
 
-A card has a section for each step it takes. A *variant* is a card with, if so wished, other values:
+A card has a section for each step it takes; ``steps`` names further kinds, which follow what is drawn or edited, or
+start from the images as drawn. A *variant* is a card with, if so wished, other values:
 ``resafe:alpha=0.5:tokens=8`` is ``resafe`` with these two changed, a row of the table under that very name.
 """
 
@@ -163,6 +165,7 @@ class RegeneratorCard(Card):
     optimise: Optimise | None = None
     draw: Draw | None = None
     edit: Edit | None = None
+    steps: dict[str, dict[str, Any]] = Field(default={})  # further kinds of steps by their modules' names: settings
     shapes: dict[Section, dict[str, Any]] = Field(default={})  # what differs in that world
 
     def weights(self) -> tuple[WeightsRef, ...]:
@@ -171,8 +174,10 @@ class RegeneratorCard(Card):
 
     @model_validator(mode="after")
     def _whole(self) -> RegeneratorCard:
-        if (self.draw is None) == (self.edit is None):
-            raise ValueError("needs either a section `draw` or a section `edit`")
+        if self.draw is not None and self.edit is not None:
+            raise ValueError("needs either a section `draw` or a section `edit`, not both")
+        if self.draw is None and self.edit is None and not self.steps:
+            raise ValueError("needs either a section `draw` or a section `edit`, or `steps`")
         if self.draw is not None:
             needed = self.optimise if self.draw.text == "optimized_prompt" else self.caption
             if needed is None:

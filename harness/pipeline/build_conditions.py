@@ -15,6 +15,7 @@ from harness.cards.scorer_ref import ScorerRef
 from harness.data import image_folder
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
+from harness.pipeline import stage_kinds
 from harness.pipeline.conditions import Condition, LeftOut, Shard, Variant, shards_of
 from harness.pipeline.request import BASELINE, Chosen, Request
 from harness.pipeline.spec import Source, StageSpec
@@ -166,9 +167,19 @@ class ConditionBuilder:
         self, regen: Regenerator, defense: DefenseStack, concept: str, base: StageSpec
     ) -> tuple[StageSpec, ...]:
         """The steps of one regenerator, from the base images to its own."""
+        steps = self._redrawn(regen, defense, concept, base)
+        for kind in stage_kinds.steps(regen.card):
+            steps = (*steps, self.specs.step(kind, regen, steps[-1]))
+        return steps
+
+    def _redrawn(
+        self, regen: Regenerator, defense: DefenseStack, concept: str, base: StageSpec
+    ) -> tuple[StageSpec, ...]:
+        """The steps up to what a regenerator draws or edits; the base alone where it does neither."""
         if regen.edit is not None:
             return base, self.specs.edit(regen, concept, base)
-        assert regen.draw is not None
+        if regen.draw is None:
+            return (base,)
         caption = self.specs.caption(regen, concept, base) if regen.caption else None
         embed = self.specs.embed(base, caption) if regen.optimise else None
         optimise = self.specs.optimise(regen, concept, embed) if embed else None

@@ -23,7 +23,7 @@ from harness.data import guard
 from harness.defenses import stacked
 from harness.errors import UserError
 from harness.models import weights
-from harness.pipeline import defense_layers
+from harness.pipeline import defense_layers, stage_kinds
 from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stage_kinds import declared
 from harness.store import fingerprint
@@ -197,6 +197,23 @@ class Specs:
             "concept": concept, "name": name,
         }  # fmt: skip
         return _spec("edit", worker, key, (generate,), stage=_named("edit", name, None), **_estimates(edit))
+
+    def step(self, kind: str, regen: Regenerator, images: StageSpec) -> StageSpec:
+        """A kind of step that only its own module knows: it changes the images of another stage.
+
+        Raises:
+            UserError: no such kind, or settings that it does not take.
+        """
+        settings = stage_kinds.settings(kind, regen.card).model_dump(mode="json")
+        common = {"settings": settings, "variant": regen.variant}
+        key = common | {
+            "schema": VERSION,
+            "libraries": _versions(kind),
+            "code": self._code(kind),
+            "upstream": [images.fingerprint],
+        }
+        worker = common | {"name": regen.card.name}
+        return _spec(kind, worker, key, (images,), stage=_named(kind, regen.card.name, None))
 
     def score(self, scorer: ScorerRef, images: StageSpec, reference: Source | None) -> StageSpec:
         """One scorer over the images of ``images``.

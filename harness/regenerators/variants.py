@@ -53,6 +53,8 @@ class Regenerator:
             settings["drawing seed"] = self.draw.seed
         if self.draw is not None and self.draw.guidance == "own":
             settings["drawing guidance"] = "the backbone's own"
+        for kind, values in self.card.steps.items():
+            settings |= {f"{kind} {key}": value for key, value in values.items()}
         return settings
 
     def values(self) -> dict[str, Any]:
