@@ -11,7 +11,7 @@ A kind that changes images is a step of a regenerator, by its name in the card's
 
     STEP = True
     class Settings(Model)                               what the card may set (``harness.cards.base.Model``)
-    load(worker, context, previous) -> Worker           ``worker`` has ``settings``, ``variant`` and ``name`` of the card
+    load(worker, context, previous) -> Worker           ``worker`` has ``settings``, ``variant``, the card's ``name``
 
 It reads rows with images (schema IMAGE or REGENERATION) and returns them, changed, as REGENERATION under the variant's
 name. Planning imports its module, so that model libraries are imported inside functions.
