@@ -47,10 +47,9 @@ class StageKind(NamedTuple):
 
 def names() -> list[str]:
     """Every kind, in the order in which rows meet them."""
-    paths = [path for folder in stages.__path__ for path in Path(folder).glob("[a-z]*.py")]
-    return sorted(
-        {p.stem for p in paths if "PLACE" in _constants(p.stem)}, key=lambda kind: (declared(kind).place, kind)
-    )
+    stems = {path.stem for folder in stages.__path__ for path in Path(folder).glob("[a-z]*.py")}
+    known = [stem for stem in stems if "PLACE" in _constants(stem)]
+    return sorted(known, key=lambda kind: (declared(kind).place, kind))
 
 
 def steps(card: RegeneratorCard) -> list[str]:
@@ -85,9 +84,8 @@ def settings(kind: str, card: RegeneratorCard) -> Model:
         return model.model_validate(card.steps[kind])
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"{where}.{'.'.join(map(str, first['loc']))}: {value_fault(first)}; see {show(card.path)}"
-        ) from None
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}.{key}: {value_fault(first)}; see {show(card.path)}") from None
 
 
 @cache
