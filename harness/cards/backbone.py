@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Revision
-from harness.cards.weights_ref import WeightsRef
+from harness.cards.weights_ref import WeightsRef, weights_of
 
 # Schedulers of diffusers that each family of pipelines can be sampled with; less those that no seed can repeat.
 _DIFFUSION = (
@@ -57,18 +57,7 @@ class BackboneCard(Card):
 
     def weights(self) -> tuple[WeightsRef, ...]:
         """The pipeline's own repository or folder."""
-        return (
-            WeightsRef(
-                role="backbone",
-                name=self.name,
-                source=self.source,
-                revision=self.revision,
-                files=self.files,
-                licence=self.licence,
-                gated=self.gated,
-                root=self.root,
-            ),
-        )
+        return (weights_of(self, "backbone", self.name, self.root),)
 
     @property
     def schedulers(self) -> tuple[str, ...]:

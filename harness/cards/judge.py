@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision
-from harness.cards.weights_ref import WeightsRef
+from harness.cards.weights_ref import WeightsRef, weights_of
 
 
 class Price(Model):
@@ -70,18 +70,7 @@ class JudgeCard(Card):
         """A local model's; none for one behind an API."""
         if self.backend != "local":
             return ()
-        return (
-            WeightsRef(
-                role="judge",
-                name=self.name,
-                source=self.source,
-                revision=self.revision,
-                files=self.files,
-                licence=self.licence,
-                gated=self.gated,
-                root=self.root,
-            ),
-        )
+        return (weights_of(self, "judge", self.name, self.root),)
 
     @model_validator(mode="after")
     def _whole(self) -> JudgeCard:

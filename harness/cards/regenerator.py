@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision, Seed
-from harness.cards.weights_ref import WeightsRef
+from harness.cards.weights_ref import WeightsRef, weights_of
 
 OWN_KEYS = ("text", "words", "memory_gb", "files", "licence", "gated", "lora")  # a card's own business
 Section = Literal["caption", "optimise", "draw", "edit"]
@@ -128,16 +128,7 @@ class Edit(Model):
             name: of the regenerator.
             root: the card's.
         """
-        own = WeightsRef(
-            role="editor",
-            name=name,
-            source=self.source,
-            revision=self.revision,
-            files=self.files,
-            licence=self.licence,
-            gated=self.gated,
-            root=root,
-        )
+        own = weights_of(self, "editor", name, root)
         return (own,) if self.lora is None else (own, self.lora.weights(name, root))
 
     @model_validator(mode="after")

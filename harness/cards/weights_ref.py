@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.cards.places import PACKAGE, locate
 from harness.errors import UserError
@@ -48,6 +48,36 @@ class WeightsRef:
     def __str__(self) -> str:
         """The role and name, as messages call the weights."""
         return f"{self.role} {self.name}"
+
+
+class Published(Protocol):
+    """What a card, or a section of one, says of the weights that it names."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def gated(self) -> bool: ...
+
+
+def weights_of(card: Published, role: str, name: str, root: Path) -> WeightsRef:
+    """The reference to the weights that a card, or a section of one, names.
+
+    Args:
+        card: says source, revision, files, licence and consent.
+        role: as messages call the weights.
+        name: what `harness fetch weights` takes.
+        root: of the card, for "package:" sources.
+    """
+    return WeightsRef(
+        role=role, name=name, source=card.source, revision=card.revision, files=card.files, licence=card.licence,
+        gated=card.gated, root=root,
+    )  # fmt: skip
 
 
 def parse_hub_file(text: str) -> tuple[str, str, str]:
