@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision, Scored, Stem
-from harness.cards.weights_ref import WeightsRef
+from harness.cards.weights_ref import WeightsRef, weights_of
 from harness.cards.yaml_file import show
 from harness.errors import UserError, nearest
 
@@ -53,18 +53,7 @@ class ProfileCard(Card):
         """CLIP, which regenerators compare with; none where the profile has none."""
         if self.clip is None:
             return ()
-        return (
-            WeightsRef(
-                role="clip",
-                name=self.name,
-                source=self.clip.source,
-                revision=self.clip.revision,
-                files=self.clip.files,
-                licence=self.clip.licence,
-                gated=self.clip.gated,
-                root=self.root,
-            ),
-        )
+        return (weights_of(self.clip, "clip", self.name, self.root),)
 
     def measures(self, concept: str) -> Measures:
         """What is printed for ``concept``, its ``scorers`` completed by those that always run.
