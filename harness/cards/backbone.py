@@ -66,7 +66,7 @@ class BackboneCard(Card):
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What a defense can take hold of.
+        """What a defense may require of the pipeline (``NEEDS`` of a mechanism).
 
         ``unet``: of Stable Diffusion 1 and 2, with their one text encoder. ``prompt_tokens``: theirs, SDXL's or Stable
         Diffusion 3's. ``negative_prompt``: not of a distilled model, which reads none unless ``true_cfg`` is above 1.

@@ -42,7 +42,7 @@ Columns = tuple[str, ...]
 
 
 class Model(BaseModel):
-    """What cards are made of: frozen, and no key that is not declared."""
+    """Base class of cards and their sections: immutable, and undeclared keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -11,7 +11,7 @@ from harness.cards.weights_ref import WeightsRef, weights_of
 
 
 class Price(Model):
-    """What an API asks, for the estimate that is made before anything is sent."""
+    """The price of an API, for the estimate that is made before anything is sent."""
 
     input_per_million: Amount  # US dollars per million tokens read
     output_per_million: Amount  # US dollars per million tokens written
@@ -61,13 +61,13 @@ class JudgeCard(Card):
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  # for one answer
 
     def params(self) -> dict[str, Any]:
-        """What ``harness.vlm.load`` takes; ``local`` only."""
+        """The parameters of ``harness.models.vision_language.load``; of a ``local`` judge only."""
         return {
             "source": self.source, "revision": self.revision, "dtype": self.dtype, "micro_batch": self.micro_batch
         }  # fmt: skip
 
     def weights(self) -> tuple[WeightsRef, ...]:
-        """A local model's; none for one behind an API."""
+        """The weights of a local model; none for one behind an API."""
         if self.backend != "local":
             return ()
         return (weights_of(self, "judge", self.name, self.root),)

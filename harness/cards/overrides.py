@@ -58,13 +58,13 @@ def known(spec: str, option: str, asked: Iterable[str], keys: Sequence[str], pat
 
 
 def refused(spec: str, option: str, error: ValidationError) -> UserError:
-    """What is wrong with a value, as a user's mistake."""
+    """The error for a value that a card does not take."""
     first = error.errors()[0]
     return UserError(f"{option} {spec!r}: {first['loc'][-1] if first['loc'] else 'value'}: {value_fault(first)}")
 
 
 def said(value: Any) -> str:
-    """A value as a name says it."""
+    """A value as it is written in the name of a card with overrides."""
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)  # two values never share a name

@@ -50,13 +50,13 @@ class ProfileCard(Card):
     concepts: dict[str, Measures]
 
     def weights(self) -> tuple[WeightsRef, ...]:
-        """CLIP, which regenerators compare with; none where the profile has none."""
+        """The weights of the profile's CLIP; none where the profile has no CLIP."""
         if self.clip is None:
             return ()
         return (weights_of(self.clip, "clip", self.name, self.root),)
 
     def measures(self, concept: str) -> Measures:
-        """What is printed for ``concept``, its ``scorers`` completed by those that always run.
+        """Scorers and policies of ``concept``; the scorers include those that run for every concept.
 
         Raises:
             UserError: when the profile has nothing for ``concept``.

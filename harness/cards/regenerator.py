@@ -160,7 +160,7 @@ class RegeneratorCard(Card):
     shapes: dict[Section, dict[str, Any]] = Field(default={})  # what differs in that world
 
     def weights(self) -> tuple[WeightsRef, ...]:
-        """An editor's; none for a method that is made of steps."""
+        """The weights of an image editor; none for a method whose steps use the run's own models."""
         return () if self.edit is None else self.edit.weights(self.name, self.root)
 
     @model_validator(mode="after")

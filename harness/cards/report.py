@@ -98,7 +98,7 @@ class Note(Model):
 
 
 class Sought(NamedTuple):
-    """What a place of the table shows of a profile's runs."""
+    """The cells of a profile's runs that a place of the table shows."""
 
     backbone: str
     defense: str

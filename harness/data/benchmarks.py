@@ -28,7 +28,7 @@ MINORS = "minor-group"  # reason of a row whose text was dropped on reading, sin
 
 
 class Identity(NamedTuple):
-    """Which file this is: the edition's own, a known variant that may stand in, or one that looks alike."""
+    """What a file is recognised as: the edition's own, a known variant that may stand in, or one that looks alike."""
 
     kind: Literal["exact", "variant", "alike"]
     note: str  # "" when there is nothing to say
@@ -84,7 +84,7 @@ def identify(card: BenchmarkCard, edition: Edition, prompt_file: PromptFile) -> 
 
 
 def check(card: BenchmarkCard, edition: Edition, prompt_file: PromptFile) -> Identity:
-    """``identify``, then every cell that counts is read: what passes here, ``read`` reads.
+    """Recognise a file, and check every cell that ``read`` will read.
 
     Raises:
         UserError: another file, a cell that cannot be read, an id given twice; with file, line and column.
@@ -198,7 +198,7 @@ def restrict(table: pa.Table, limit: int | None, ids: Sequence[str] | None) -> p
 
 
 def categories(card: BenchmarkCard, profile: ProfileCard, data: Path) -> dict[str, tuple[str, ...]]:
-    """What each prompt is about: ``row_id`` to the names in the card's ``categories`` column, in the file's order.
+    """The categories of each prompt: ``row_id`` to the names in the card's ``categories`` column, in the file's order.
 
     Raises:
         UserError: the edition has no such column; or as ``read``.

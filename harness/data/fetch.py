@@ -31,7 +31,7 @@ TIMEOUT_S = 60
 
 
 class Fetched(NamedTuple):
-    """What lies where now."""
+    """A fetched benchmark file: path, sha256, number of rows, and a warning."""
 
     path: Path
     sha256: str

@@ -61,7 +61,7 @@ VERSION = f"{_data()['version']}-{hashlib.sha256(WORDS.read_bytes()).hexdigest()
 
 
 def guard(text: str, concept: str) -> None:
-    """Let ``text`` pass to a diffusion model, or not.
+    """Refuse a text that must not be drawn; called before every call of a diffusion model.
 
     Raises:
         RowError: with code ``guard:<reason>`` when ``verdict`` has a reason.
@@ -72,7 +72,7 @@ def guard(text: str, concept: str) -> None:
 
 
 def verdict(text: str, concept: str) -> str | None:
-    """Why ``text`` must not be drawn in a run of ``concept``; None when it may.
+    """The reason why ``text`` must not be drawn in a run of ``concept``; None when it may be.
 
     Args:
         text: any prompt, caption or decoded token sequence.
@@ -98,7 +98,7 @@ def normalise(text: str, hidden: str = "") -> str:
 
     Args:
         text: any.
-        hidden: what stands for a character that is not seen, such as a zero-width space.
+        hidden: replacement for invisible characters, such as a zero-width space.
     """
     if text.isascii():
         return text.casefold()

@@ -49,11 +49,11 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Who can be asked."""
+    """What questions can be put to: a model on this machine or behind an API."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All that tells this judge's answers from another's; JSON-able, without secrets."""
+        """What the answers depend on: model, revision or address, and settings; JSON-able, without secrets."""
         ...
 
     def ask(self, questions: Sequence[Question], memory: Answers) -> None:
@@ -78,7 +78,7 @@ class Answers:
         self._rejected: dict[str, Reply] = {}  # of this process: a setting may be to blame, so not for ever
 
     def get(self, question: Question) -> Reply | None:
-        """What was answered, or None."""
+        """The stored reply to a question; None where there is none."""
         if question.key in self._rejected:
             return self._rejected[question.key]
         path = self._path(question)

@@ -39,7 +39,7 @@ class Endpoint(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What sending would take; ``dollars`` is None where the price is not known."""
+    """Questions, images and tokens to be sent, and their price; ``dollars`` is None where that is not known."""
 
     questions: int
     images: int  # different ones
@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
 
     @property
     def cost(self) -> str:
-        """In words."""
+        """The price in words."""
         return "at a price that is not known" if self.dollars is None else f"for about ${self.dollars:.4f}"
 
 
@@ -121,7 +121,7 @@ def _image_tokens(card: JudgeCard, png: bytes) -> int:
 
 
 def announcement(to: Endpoint, estimate: Estimate) -> str:
-    """What goes where, and what it costs, in words."""
+    """A sentence for people: how many questions and images would go to which address, at what price."""
     what = f"{estimate.questions} questions" + (f" with {estimate.images} images" if estimate.images else "")
     return f"{what} to {to.shown} (model {to.model}) {estimate.cost}"
 
@@ -160,7 +160,7 @@ def check(card: JudgeCard, to: Endpoint, estimate: Estimate, *, allow_images: bo
 
 
 def identity(card: JudgeCard, to: Endpoint) -> dict[str, Any]:
-    """What tells this judge's answers from another's: one model of one server, and how images are sent."""
+    """What the answers depend on: the model, its server, and how images are sent."""
     return {
         "judge": card.name, "backend": card.backend, "url": to.shown, "model": to.model, "temperature": 0,
         "max_side": card.max_side, "encoding": ENCODING,

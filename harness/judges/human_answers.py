@@ -44,7 +44,7 @@ class RaterAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class PeopleCount:
-    """What came out for one benchmark and one method or pair."""
+    """Counts of people's answers for one benchmark and one method or pair of methods."""
 
     bench: str
     first: str | None
@@ -57,7 +57,7 @@ class PeopleCount:
     alpha: float | None  # Krippendorff's, nominal; null: fewer than two raters, or nobody ever differs from one answer
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The counts as plain data."""
         return {
             "bench": self.bench, "first": self.first, "second": self.second,
             "k": self.majority.k, "n": self.majority.n, "missing": self.majority.missing,
@@ -67,7 +67,7 @@ class PeopleCount:
 
 
 def read_key(path: Path) -> dict[str, Any]:
-    """A form's key.
+    """The content of a form's key file.
 
     Raises:
         UserError: the file is no key.
@@ -123,7 +123,7 @@ def table(raters: Sequence[RaterAnswers], key: Mapping[str, Any]) -> pa.Table:
 
 
 def verdict(answer: str | None, item: Mapping[str, Any]) -> bool | None:
-    """What a choice says of what the task counts; None for a tie or no answer."""
+    """The verdict that an answer stands for: yes, or that the second method is better; None for a tie or no answer."""
     if answer is None or answer == human_form.TIE:
         return None
     if item["second_shown_first"] is None:
@@ -171,7 +171,7 @@ def _unblinded(line: Mapping[str, Any]) -> str:
 
 
 def majority(verdicts: Sequence[bool | None]) -> bool | None:
-    """What most say; None when as many say the one as the other, or nobody anything."""
+    """The verdict of most votes; None without votes, or where as many are for as against."""
     yes, no = sum(v is True for v in verdicts), sum(v is False for v in verdicts)
     return None if yes == no else yes > no
 

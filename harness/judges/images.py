@@ -64,7 +64,7 @@ def _images(shard: Path) -> pa.ChunkedArray:
 
 
 class StoredImages:
-    """A run's images: ``found[row][place]``, rows in the run's order; None where there is no image."""
+    """A run's images: ``by_row[row][place]``, rows in the run's order; None where there is no image."""
 
     def __init__(self, by_row: Mapping[Row, Mapping[Place, StoredImage | None]]) -> None:
         self.by_row = by_row

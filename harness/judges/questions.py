@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
     @property
     def group(self) -> tuple[str, str | None, str]:
-        """What is counted together: benchmark and methods."""
+        """The group that the item is counted in: benchmark and methods."""
         return self.row.bench, None if self.first is None else str(self.first), str(self.second)
 
 
@@ -126,7 +126,7 @@ def _same_original(methods: Sequence[Place]) -> None:
 
 
 def original(place: Place) -> Place:
-    """What a regeneration was made from."""
+    """The method whose images a regeneration was made from."""
     return Place(place.defense, "base")
 
 
@@ -234,7 +234,7 @@ def _line(line: Line, task: Task, reply: Reply | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """What came out for one benchmark and one method or pair."""
+    """Counts of a judge's answers for one benchmark and one method or pair of methods."""
 
     bench: str
     first: str | None
@@ -246,7 +246,7 @@ class Count:
     shown_first_chosen: Tally | None  # of questions about pairs: far from half, the order decides
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The counts as plain data."""
         return {
             "bench": self.bench, "first": self.first, "second": self.second,
             "k": self.tally.k, "n": self.tally.n, "missing": self.tally.missing, "unavailable": self.unavailable,

@@ -34,7 +34,7 @@ _CONTENT_CODES = ("content_policy_violation", "content_filter", "moderation_bloc
 
 @dataclass
 class Spent:
-    """What the answers of one run took, by the server's own count."""
+    """How many answers and tokens were paid for in this run, by the server's own count."""
 
     answers: int = 0
     uncounted: int = 0  # of them, those without the server's count: by our estimate, which errs upwards

@@ -30,7 +30,7 @@ from harness.store.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class Consent:
-    """What the user allows a remote judge, and knows of its price."""
+    """The user's consent to send images, cap on cost, and price, for a remote judge."""
 
     images: bool = False
     max_cost: float | None = None  # US dollars; null: ``sending.MAX_COST``, as far as the price is known
@@ -40,7 +40,7 @@ class Consent:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What came out, and where it lies."""
+    """The counts of a judge's answers, and the files that they were written to."""
 
     counts: tuple[Count, ...]
     path: Path  # the Parquet file; the sidecar lies beside

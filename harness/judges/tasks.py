@@ -102,7 +102,7 @@ def artist(concept: str, given: str | None) -> str:
 
 
 def harm(concept: str, *, shapes: bool) -> str:
-    """What an unsafe image shows, in words; in the world of shapes, what plays its part there."""
+    """What an unsafe image of a concept shows, in words; on the shapes profile, the shape that stands for it."""
     if shapes:
         from harness.regenerators import questions_shapes
 
@@ -117,7 +117,7 @@ def swapped(task: str, row_id: str, sample: int, places: tuple[str, str], seed: 
 
 
 def place_in_line(row_id: str, sample: int, seed: int) -> str:
-    """Sort key of a seeded drawing of rows: the first n by it are the same whatever else is there."""
+    """Sort key for picking rows at random by a seed: a row's key does not depend on which other rows there are."""
     return hashlib.sha256("\0".join(("draw", row_id, str(sample), str(seed))).encode()).hexdigest()
 
 

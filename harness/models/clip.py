@@ -67,7 +67,7 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Clip:
 
 
 def room(source: str, revision: str | None = None) -> int | None:
-    """How many tokens fit between begin and end, from the configuration alone; None where that is not here.
+    """How many tokens a text may have between begin and end, by config.json; None if that is not on this machine.
 
     Args:
         source: a folder, ``package:harness/...``, or a hub id.

@@ -60,7 +60,7 @@ def instruction(edit: Edit, concept: str) -> str:
 
 
 def prompt(edit: Edit, concept: str) -> str:
-    """The text that the pipeline gets."""
+    """The prompt of the pipeline: the instruction in the card's template."""
     return edit.template.replace("{instruction}", instruction(edit, concept))
 
 

@@ -2,7 +2,7 @@
 
 Both fill a tensor that a file has no value for with random numbers, or leave it empty, pass over layers that the
 configuration does not count, and go on with a warning. Every model of this project is loaded inside ``loading``,
-which makes each of these, and whatever a damaged file makes their readers raise, one ``UserError``.
+which turns each of these cases, and whatever a damaged file makes their readers raise, into one ``UserError``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 def place(source: str) -> str:
-    """What ``from_pretrained`` takes for ``source``: of ``package:harness/...`` its folder, all else as it stands."""
+    """``source`` as ``from_pretrained`` takes it: the folder of ``package:harness/...``; anything else unchanged."""
     if source.startswith("package:harness/"):
         return str(PACKAGE / source.removeprefix("package:harness/"))
     return source
@@ -33,7 +33,7 @@ def place(source: str) -> str:
 
 @contextmanager
 def loading(what: str, source: str, get: str = "", *, pipeline: bool = False) -> Iterator[None]:
-    """Load models inside: only those come out whose every tensor was in their file, in its shape.
+    """A block to load models in; one is refused unless every tensor was in its file, in the right shape.
 
     Args:
         what: the part that needs them, as messages begin ("clip", "backbone sd-v1-4").

@@ -1,6 +1,6 @@
-"""How far a model is with the rows it was given, said by what computes and heard by whoever shows it.
+"""Progress of a model over the rows it was given: models report it here, and whoever shows it listens.
 
-Where nobody listens, saying it costs nothing. Nothing here changes what is computed.
+Without a listener, reporting costs nothing. Nothing here changes what is computed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 
 class Listener(Protocol):
-    """Who wants to know."""
+    """What receives progress."""
 
     def rows(self, count: int) -> None:
-        """So many more rows are done."""
+        """``count`` more rows are done."""
         ...
 
     def steps(self, done: int, total: int) -> None:
-        """Of the micro-batch at work, so many steps of so many are done."""
+        """``done`` of ``total`` steps of the current micro-batch are done."""
         ...
 
 
@@ -27,7 +27,7 @@ _listener: Listener | None = None
 
 @contextmanager
 def heard_by(listener: Listener) -> Iterator[None]:
-    """Tell ``listener`` while the block runs."""
+    """Report progress to ``listener`` while the block runs."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -37,19 +37,19 @@ def heard_by(listener: Listener) -> Iterator[None]:
 
 
 def rows(count: int) -> None:
-    """Say that ``count`` more rows are done."""
+    """Report ``count`` more rows as done."""
     if _listener is not None:
         _listener.rows(count)
 
 
 def steps(done: int, total: int) -> None:
-    """Say how many steps of the micro-batch at work are done."""
+    """Report how many steps of the current micro-batch are done."""
     if _listener is not None:
         _listener.steps(done, total)
 
 
 class Bar:
-    """In place of the progress bar that a diffusers pipeline draws over its denoising steps."""
+    """Stands in for the progress bar of a diffusers pipeline and reports its denoising steps."""
 
     def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> None:
         self._items = list(iterable) if iterable is not None else []
@@ -68,11 +68,11 @@ class Bar:
             self.update()
 
     def update(self, count: int = 1) -> None:
-        """So many more steps are done."""
+        """``count`` more steps are done."""
         self._done += count
         steps(self._done, self._total)
 
 
 def follow(pipe: Any) -> None:
-    """Have a diffusers pipeline say its steps here, and draw no bar."""
+    """Make a diffusers pipeline report its steps here instead of drawing a progress bar."""
     pipe.progress_bar = Bar

@@ -92,7 +92,7 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
 
 
 def options(card: BackboneCard) -> dict[str, Any]:
-    """What a call of the card's pipeline takes beyond what all take."""
+    """Arguments of the pipeline's call that only some pipelines take: ``true_cfg_scale``, ``max_sequence_length``."""
     extra: dict[str, Any] = {}
     if card.true_cfg > 1:
         extra["true_cfg_scale"] = card.true_cfg
@@ -105,7 +105,7 @@ class AttachedDefense(Protocol):
     """A defense that is attached to the pipeline, as drawing sees it (``harness.defenses.base.Defense``)."""
 
     def begin(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Forget the last micro-batch of images; returns further arguments for the pipeline's call."""
+        """Reset per-image state before a micro-batch; returns further arguments for the pipeline's call."""
         ...
 
 

@@ -20,7 +20,7 @@ _OF_A_WHOLE_MODEL = ("model_index.json", "config.json")  # one of them is in any
 
 
 def missing(weights: WeightsRef) -> list[str]:
-    """What is not on this machine: no line, or one that says how to get it. Asks no network."""
+    """A line that says how to get the weights, if they are not on this machine; else empty. Asks no network."""
     required = weights.required_files
     if weights.is_packaged:
         folder = weights.folder
@@ -84,7 +84,7 @@ def files(weights: WeightsRef) -> list[Path]:
 
 
 def distinct(references: Iterable[WeightsRef]) -> list[WeightsRef]:
-    """Each repository, revision and list of files once, where it came first."""
+    """The references without repeats of repository, revision and files, in order of first appearance."""
     seen: dict[tuple[str, str | None, tuple[str, ...]], WeightsRef] = {}
     for weights in references:
         seen.setdefault((weights.source, weights.revision, weights.files), weights)
