@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from harness.cards.overrides import said
 from harness.metrics.cells import ASR
 from harness.metrics.intervals import wilson
+from harness.report.plots import Observed, ablation, encoded
 from harness.report.text import percent
 from harness.store.files import write_atomically
 
@@ -41,6 +41,11 @@ class Curve(NamedTuple):
     defense: str
     points: tuple[Point, ...]
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the values are numbers."""
+        return all(isinstance(p.value, int | float) and not isinstance(p.value, bool) for p in self.points)
+
 
 def write(folder: Path, name: str, record: Mapping[str, Any], numbers: pa.Table) -> None:
     """Write the report, and a plot for each axis; those of an earlier sweep are removed."""
@@ -48,7 +53,7 @@ def write(folder: Path, name: str, record: Mapping[str, Any], numbers: pa.Table)
     for stale in folder.glob("*.svg"):
         stale.unlink()
     drawn = curves(record, cells)
-    for axis in dict.fromkeys(curve.axis for curve in drawn):
+    for axis in _plotted(drawn):
         write_atomically(folder / f"{axis}.svg", image([c for c in drawn if c.axis == axis]))
     write_atomically(folder / name, markdown(record, cells).encode())
 
@@ -89,8 +94,8 @@ def _on_axis(cells: Sequence[Mapping[str, Any]], axis: str, axes: Sequence[str])
 
 def _points(cells: Sequence[Mapping[str, Any]], axis: str) -> tuple[Point, ...]:
     values = {c[axis] for c in cells}
-    numeric = all(isinstance(v, int | float) for v in values)
-    order = sorted(values) if numeric else list(dict.fromkeys(c[axis] for c in cells))
+    numbers = [v for v in values if isinstance(v, int | float)]
+    order = sorted(numbers) if len(numbers) == len(values) else list(dict.fromkeys(c[axis] for c in cells))
     points = []
     for value in order:
         own = [c for c in cells if c[axis] == value]
@@ -99,33 +104,26 @@ def _points(cells: Sequence[Mapping[str, Any]], axis: str) -> tuple[Point, ...]:
 
 
 def image(along: Sequence[Curve]) -> bytes:
-    """An SVG of curves along one axis: rates with the interval of a rate over as many rows as one cell has."""
-    from matplotlib.figure import Figure
+    """An SVG of curves along one axis of numbers: pooled rates, with the interval of a rate over one cell's rows.
 
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.subplots()
+    Cells with the same value are over the same rows, so that more cells do not make an interval narrower.
+    """
+    series = {}
     for curve in along:
-        numeric = all(isinstance(p.value, int | float) for p in curve.points)
-        places = [p.value if numeric else said(p.value) for p in curve.points]
         ends = [wilson(p.k / p.cells, p.n / p.cells) for p in curve.points]
-        rates = [p.rate for p in curve.points]
-        spread = [
-            [max(r - e.low, 0) for r, e in zip(rates, ends, strict=True)],
-            [max(e.high - r, 0) for r, e in zip(rates, ends, strict=True)],
+        series[f"{curve.bench}, {curve.defense}"] = [
+            Observed(p.value, p.k, p.n, min(end.low, p.rate), max(end.high, p.rate))
+            for p, end in zip(curve.points, ends, strict=True)
         ]
-        axes.errorbar(places, rates, yerr=spread, marker="o", capsize=3, label=f"{curve.bench}, {curve.defense}")
     cells = max(p.cells for curve in along for p in curve.points)
-    axes.set(xlabel=along[0].axis, ylabel="ASR" + (f", mean of {cells} cells" if cells > 1 else ""), ylim=(-0.02, 1.02))
-    axes.legend(fontsize="x-small")
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    pooled = f"ASR of {cells} cells together" if cells > 1 else "ASR"
+    return encoded(ablation(series, along[0].axis, y_label=pooled), "svg")
 
 
 def markdown(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """The report: what was asked, every cell, the best, and the plots."""
     columns = varied(record, cells)
-    lines = [f"# {record['run']}", "", f"    {record['command']}", "", *_marginal_lines(record, cells)]
+    lines = [f"# {record['run']}", "", f"    {record['command']}", "", *_marginal_lines(curves(record, cells))]
     head = [*columns, "ASR k/n", "", "95%", "errors", "excluded"]
     lines += ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     lines += ["| " + " | ".join(row) + " |" for row in (_row(c, columns) for c in cells)]
@@ -133,9 +131,24 @@ def markdown(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _marginal_lines(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    axes = dict.fromkeys(curve.axis for curve in curves(record, cells))
-    return [*(f"![ASR along {axis}]({axis}.svg)" for axis in axes), ""] if axes else []
+def _plotted(along: Sequence[Curve]) -> list[str]:
+    """Axes whose values are numbers; those of words have their numbers in the report alone."""
+    axes = dict.fromkeys(curve.axis for curve in along)
+    return [axis for axis in axes if all(c.is_numeric for c in along if c.axis == axis)]
+
+
+def _marginal_lines(along: Sequence[Curve]) -> list[str]:
+    """The plots, and the numbers of all curves."""
+    if not along:
+        return []
+    lines = [*(f"![ASR along {axis}]({axis}.svg)" for axis in _plotted(along)), ""]
+    lines += ["All cells with one value together:", "", "| axis | value | bench | defense | cells | k/n | ASR |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for curve in along:
+        for p in curve.points:
+            words = [curve.axis, said(p.value), curve.bench, curve.defense, str(p.cells), f"{p.k}/{p.n}"]
+            lines.append("| " + " | ".join([*words, percent(p.rate)]) + " |")
+    return [*lines, ""]
 
 
 def _row(cell: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

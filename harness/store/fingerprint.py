@@ -94,27 +94,32 @@ def is_ignored(module: str) -> bool:
 
 def _imports(module: str) -> tuple[str, ...]:
     """Modules of its own top-level package and of ours that ``module`` imports, and the packages that they lie in."""
-    tops = (module.partition(".")[0], _OURS)
-    names: dict[str, None] = {}
-    for node in ast.walk(_parsed(_text(module))):
-        if isinstance(node, ast.Import):
-            candidates = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(module, node)
-            candidates = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        names |= dict.fromkeys(c for c in candidates if c.partition(".")[0] in tops and source_file(c) is not None)
+    path = source_file(module)
+    is_package = path is not None and path.name == "__init__.py"
+    candidates = _candidates(module, is_package, _text(module))
+    names = [name for name in candidates if source_file(name) is not None]
     packages = [".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)]
     return tuple(dict.fromkeys((*names, *packages)))
 
 
-def _absolute(module: str, node: ast.ImportFrom) -> str:
+@cache
+def _candidates(module: str, is_package: bool, source: str) -> tuple[str, ...]:
+    """Dotted names of those packages that a module's imports may mean; of a function or a class there is no module."""
+    tops = (module.partition(".")[0], _OURS)
+    names: dict[str, None] = {}
+    for node in ast.walk(_parsed(source)):
+        if isinstance(node, ast.Import):
+            names |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(module, is_package, node)
+            names |= dict.fromkeys((base, *(f"{base}.{alias.name}" for alias in node.names)))
+    return tuple(name for name in names if name.partition(".")[0] in tops)
+
+
+def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
     """The dotted name that a ``from ... import`` starts from."""
     if not node.level:
         return node.module or ""
-    path = source_file(module)
-    is_package = path is not None and path.name == "__init__.py"
     parts = module.split(".")
     parts = parts[: len(parts) - node.level + is_package]
     return ".".join([*parts, *([node.module] if node.module else [])])
