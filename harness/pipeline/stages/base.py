@@ -74,7 +74,7 @@ class Worker(Protocol):
 class LooksAhead(Protocol):
     """A worker that may compute, with the rows that it is given, what others will be asked for over the same rows."""
 
-    foreign_seconds: float  # of the last call: spent for others; negative where others had spent them for it
+    foreign_seconds: float  # since ``look_ahead``: spent for others; negative where others had spent them for it
 
     def look_ahead(self, workers: Sequence[Mapping[str, Any]]) -> None:
         """Say what will be asked for over the rows of the next call, as ``StageSpec.worker`` has it."""

@@ -26,6 +26,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 NOT_FINITE = "optimise:not-finite"  # a feature overflowed, as in half precision it can
 _SEEN = ("unsafe_caption_cosine", "safe_caption_cosine")  # passed on from the embed stage
 _OWN = ("alpha", "lam", "tokens", "optimized_prompt", "cosine", "iterations", "already_safe")
+_MOST_JOINED = 8  # micro-batches in one call: what takes too long is taken for a hang
 _AIM = ("alpha", "lam", "reading", "keep_safe")
 SCHEMA = pa.schema(
     [
@@ -63,7 +64,7 @@ class Optimise:
     """The search for prompts at work.
 
     Attributes:
-        foreign_seconds: of the last call, seconds that were spent for others; negative where others spent them for it.
+        foreign_seconds: since ``look_ahead``, seconds spent for others; negative where others had spent them for it.
     """
 
     def __init__(self, model: clip.Clip, worker: Mapping[str, Any]) -> None:
@@ -92,6 +93,7 @@ class Optimise:
         """Say which searches will be asked for over the rows of the next call: those of other aims may run with it."""
         aims = [_aim(worker) for worker in workers if self.searches_like(worker)]
         self._others = [aim for aim in aims if aim != self._aim]
+        self.foreign_seconds = 0.0
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Raises: TransientError: out of memory, with the micro-batch that would fit."""
@@ -146,7 +148,7 @@ class Optimise:
         with fitting(self.search.micro_batch, "optimise.micro_batch", "the card"):
             prompts = self.search(queue) if len(queue) else []
         each = (time.perf_counter() - started) / max(len(queue), 1)
-        self.foreign_seconds = each * (len(queue) - len(missing)) - sum(one.seconds for one in before.values())
+        self.foreign_seconds += each * (len(queue) - len(missing)) - sum(one.seconds for one in before.values())
         own = dict(zip(missing, prompts, strict=False))
         if joined:
             later = zip(queue[len(missing) :], prompts[len(missing) :], strict=True)
@@ -154,10 +156,16 @@ class Optimise:
         return [own[i] if i in own else before[key].prompt for i, key in enumerate(keys)]
 
     def _worth_joining(self, own: int, others: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The others' targets if all together need fewer micro-batches than each by itself; else none."""
+        """The first of the others' targets if together they need fewer micro-batches than each by itself; else none."""
         size = self.search.micro_batch
-        apart = sum(-(-count // size) for count in (own, *map(len, others)))
-        return list(others) if own and -(-(own + sum(map(len, others))) // size) < apart else []
+        chosen: list[torch.Tensor] = []
+        rows, apart = own, -(-own // size)
+        for other in others:
+            if rows + len(other) > _MOST_JOINED * size:
+                break
+            chosen.append(other)
+            rows, apart = rows + len(other), apart - (-len(other) // size)
+        return chosen if own and -(-rows // size) < apart else []
 
     def failed(self, rows: pa.Table, code: str) -> pa.Table:
         keys = rows.select(list(KEY)).to_pylist()
