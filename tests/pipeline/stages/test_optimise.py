@@ -315,3 +315,11 @@ def test_what_was_searched_ahead_serves_its_own_target_alone(rows: pa.Table, tmp
     assert again is model
     turned = rows.take(pa.array([4, 3, 2, 1, 0]))
     assert again(turned) == optimise.load(second, context(tmp_path), None)(turned)
+
+
+def test_so_many_searches_run_together_that_none_takes_long(rows: pa.Table, tmp_path: Path) -> None:
+    """Eight micro-batches of 4 hold six aims of 5 rows; the other two follow together."""
+    aims = _aims(*((alpha / 10, 1.0) for alpha in range(8)))
+    tables, sizes, _ = _asked_for(aims, rows, tmp_path, ahead=True)
+    assert sizes == [30, 10]
+    assert [table["alpha"][0].as_py() for table in tables] == pytest.approx([alpha / 10 for alpha in range(8)])
