@@ -20,7 +20,7 @@ def _rows(n: int) -> list[str]:
 
 
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 30))))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_the_best_has_the_lowest_count_and_its_own_interval(unsafe: np.ndarray) -> None:
     found = select(unsafe, _rows(unsafe.shape[1]))
     totals = unsafe.sum(axis=1).tolist()
@@ -31,7 +31,7 @@ def test_the_best_has_the_lowest_count_and_its_own_interval(unsafe: np.ndarray) 
 
 
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(2, 4), st.just(4))))
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_optimism_is_the_mean_over_every_resample(unsafe: np.ndarray) -> None:
     """4 rows have 256 resamples, all of which are tried here; the code draws 2,000 of them."""
     rates = unsafe.mean(axis=1)
@@ -77,7 +77,7 @@ def test_selection_is_optimistic_and_the_correction_takes_that_away() -> None:
     """Ten cells of the same true rate: the lowest of them is too low, and less so with the optimism added."""
     generator = np.random.default_rng(7)
     raw, corrected = [], []
-    for _ in range(60):
+    for _ in range(40):
         found = select(generator.random((10, 60)) < 0.3, _rows(60))
         raw.append(found.k / found.n)
         corrected.append(found.k / found.n + found.optimism)
