@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,9 +86,10 @@ class Optimise:
         return _common(worker) == self._common
 
     def aimed(self, worker: Mapping[str, Any]) -> Optimise:
-        """This search, with another aim."""
-        self._aim = _aim(worker)
-        return self
+        """The same search with another aim; what was searched ahead goes along."""
+        other = copy.copy(self)
+        other._aim, other._others = _aim(worker), []
+        return other
 
     def look_ahead(self, workers: Sequence[Mapping[str, Any]]) -> None:
         """Say which searches will be asked for over the rows of the next call: those of other aims may run with it."""

@@ -312,7 +312,7 @@ def test_what_was_searched_ahead_serves_its_own_target_alone(rows: pa.Table, tmp
     fresh = optimise.load(worker(alpha=0.7, tokens=3), context(tmp_path), None)
     assert longer(rows) == fresh(rows)
     again = optimise.load(second, context(tmp_path), model)
-    assert again is model
+    assert again.search is model.search
     turned = rows.take(pa.array([4, 3, 2, 1, 0]))
     assert again(turned) == optimise.load(second, context(tmp_path), None)(turned)
 
