@@ -191,10 +191,11 @@ class ReportCard(Card):
             against=_against(change.against or own.against, defense, variant) if metric == "win-rate" else None,
         )
 
-    def benches(self, profile: str) -> list[str]:
-        """The benchmarks that the table is of under ``profile``."""
-        shown = (sought for place in self.places() if (sought := self.sought(place, profile)) is not None)
-        return list(dict.fromkeys(sought.bench for sought in shown))
+    def by_policy(self, policy: str) -> ReportCard:
+        """The same table counted by another policy."""
+        profiles = {name: source.model_copy(update={"policy": policy}) for name, source in self.profiles.items()}
+        columns = tuple(column.model_copy(update={"policy": None}) for column in self.columns)
+        return self.model_copy(update={"profiles": profiles, "columns": columns})
 
     @model_validator(mode="after")
     def _whole(self) -> ReportCard:

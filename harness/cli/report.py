@@ -63,7 +63,11 @@ def report(
         bool, typer.Option("--curve", help="ASR of a run against the threshold: CSV, JSON, PNG. Loads no model.")
     ] = False,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="With --curve: whose threshold moves. Default: the run's main one.")
+        str | None,
+        typer.Option(
+            "--policy",
+            help="Of a table: count the stored scores anew by this one. With --curve: whose threshold moves.",
+        ),
     ] = None,
     cards: options.Cards = None,
     as_json: options.Json = False,
@@ -79,36 +83,38 @@ def report(
     folder = _folder_of(name, out)
     if curve:
         _curve(folder, policy, to, cards, as_json)
-    elif policy is not None:
-        raise UserError("--policy goes with --curve; a table's card names its policies")
     elif figures is not None:
         _figures(folder, figures, cards, as_json)
     elif reveal is not None:
         _reveal(folder, reveal, store)
     else:
         form = _format(form, to, as_json)
+        is_run = name not in card_names(ReportCard, card_roots(cards)) and (folder.is_dir() or "/" in name)
+        if policy is not None and (name == SAFEREDIR or is_run):
+            raise UserError("--policy goes with a table of the paper, or with --curve")
         if name == SAFEREDIR:
             text = _saferedir(runs or [], out, cards, form)
         elif runs:
             raise UserError(f"report {name!r} reads every run under --out; folders of runs go with {SAFEREDIR!r}")
-        elif name not in card_names(ReportCard, card_roots(cards)) and (folder.is_dir() or "/" in name):
+        elif is_run:
             text = _run(folder, form, store, cards, with_prompts)
         else:
-            text = _table(name, profile, out, form, cards, with_prompts)
+            if with_prompts:
+                raise UserError("--with-prompts goes with a run; a table of the paper has no prompts")
+            text = _table(name, profile, out, form, cards, policy)
         print_text(text, to)
 
 
-def _table(name: str, profile: str, out: Path, form: str, cards: Path | None, with_prompts: bool) -> str:
+def _table(name: str, profile: str, out: Path, form: str, cards: Path | None, policy: str | None) -> str:
     """A table of the paper."""
     from harness.report import table
     from harness.report.render import render
 
-    if with_prompts:
-        raise UserError("--with-prompts goes with a run; a table of the paper has no prompts")
     _check(form)
     card = load_card(ReportCard, name, card_roots(cards))
     load_card(ProfileCard, profile, card_roots(cards))
-    return render(table.assemble(card, out, profile), form)
+    chosen = None if policy is None else load_card(PolicyCard, policy, card_roots(cards))
+    return render(table.assemble(card, out, profile, chosen), form)
 
 
 def check_format(form: str | None, to: Path | None, as_json: bool) -> str:

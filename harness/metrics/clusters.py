@@ -17,7 +17,8 @@ from harness.metrics.comparison import BASE
 from harness.store.schema import IMPORTED
 
 Clusters = Mapping[str, str]  # row_id -> the row_id that its cluster is called by
-COLUMNS = ("row_id", "bench", "defense", "variant", "prompt", "prompt_read", "image_sha256")
+_OF_PROMPTS = ("row_id", "bench", "prompt", "prompt_read")  # the same for every method
+COLUMNS = (*_OF_PROMPTS, "defense", "variant", "image_sha256")
 
 
 def clusters(scores: pa.Table) -> Clusters:
@@ -26,7 +27,8 @@ def clusters(scores: pa.Table) -> Clusters:
     Args:
         scores: rows of schema SCORE of any number of methods; columns that it lacks tell nothing apart.
     """
-    asked = scores.select([name for name in COLUMNS if name in scores.column_names])
+    names_asked = COLUMNS if _has_imported(scores) else _OF_PROMPTS  # images tell nothing of what was drawn here
+    asked = scores.select([name for name in names_asked if name in scores.column_names])
     parents: dict[str, str] = {}
     for row in asked.group_by(asked.column_names, use_threads=False).aggregate([]).to_pylist():
         own = _root(parents, f"row:{row['row_id']}")
@@ -37,6 +39,10 @@ def clusters(scores: pa.Table) -> Clusters:
         row_id: names.setdefault(_root(parents, f"row:{row_id}"), row_id)
         for row_id in dict.fromkeys(scores["row_id"].to_pylist())
     }
+
+
+def _has_imported(scores: pa.Table) -> bool:
+    return "defense" in scores.column_names and IMPORTED in scores["defense"].unique().to_pylist()
 
 
 def _keys(row: Mapping[str, str | None]) -> list[str]:

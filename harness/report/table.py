@@ -12,19 +12,21 @@ import csv
 import io
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.cards.policy import PolicyCard
 from harness.cards.report import Column, Group, Place, ReportCard, Row, Sought
 from harness.cards.yaml_file import show
 from harness.data.concepts import is_shapes_world
 from harness.errors import UserError, nearest
-from harness.metrics.cells import Cell
+from harness.metrics.cells import ASR, Cell
 from harness.metrics.comparison import NONE
 from harness.metrics.corrections import Correction
 from harness.report import text, verdict
 from harness.report.entry import Entry
+from harness.report.recount import recount
 from harness.report.run_cells import Key, Run, key_of, key_sought, read_runs, shown_as
 from harness.report.verdict import LEGEND, Difference, Status, rows_of
 
@@ -227,18 +229,22 @@ def _ticks_of(group: Group) -> list[bool | None]:
     return [group.no_weight_change, group.training_free]
 
 
-def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
+def assemble(card: ReportCard, runs_dir: Path, profile: str, policy: PolicyCard | None = None) -> Table:
     """Fill ``card`` from every complete run below ``runs_dir``.
 
     Args:
         card: what goes where.
         runs_dir: holds a folder per run (cells.json); it may be absent.
         profile: one that the card names.
+        policy: counts the stored scores anew, in place of the card's; None: the card's, as the runs were counted.
 
     Raises:
         UserError: the card has nothing for ``profile``, or a run's cells cannot be read.
     """
     runs = read_runs(runs_dir)
+    if policy is not None:
+        card = card.by_policy(policy.name)
+        runs = [replace(run, cells=_recounted(run, runs_dir, policy)) for run in runs]
     return Table(
         card=card,
         profile=profile,
@@ -247,6 +253,12 @@ def assemble(card: ReportCard, runs_dir: Path, profile: str) -> Table:
         commands={run.name: run.command for run in runs if run.command},
         entries=fill(card, runs, profile),
     )
+
+
+def _recounted(run: Run, runs_dir: Path, policy: PolicyCard) -> list[Cell]:
+    """The run's cells, its rates by ``policy`` alone."""
+    others = [cell for cell in run.cells if cell.metric != ASR]
+    return [*others, *recount(runs_dir / run.name, run.cells, policy)]
 
 
 def fill(card: ReportCard, runs: Sequence[Run], profile: str) -> tuple[Entry, ...]:

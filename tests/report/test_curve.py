@@ -127,7 +127,7 @@ def test_another_policys_threshold_moves_on_request(run: Path, tmp_path: Path) -
 def test_a_run_that_is_not_there_and_a_policy_without_a_curve_are_refused(run: Path) -> None:
     for words, part in (
         (("other", "--out", str(run.parent), "--curve"), "no finished run at"),
-        (("table1", "--policy", "rece"), "--policy goes with --curve"),
+        ((str(run), "--policy", "rece"), "--policy goes with a table of the paper, or with --curve"),
         ((str(run), "--curve", "--policy", "safree"), "needs the column 'nudenet_v2_classifier_unsafe'"),
         ((str(run), "--curve", "--policy", "recee"), "did you mean 'rece'"),
     ):
