@@ -144,7 +144,7 @@ def row_of(cell: Cell, degenerate: str) -> list[str]:
         cell.variant,
         text.counts(cell),
         text.percent(cell.value),
-        text.interval(cell) + (f"<br>{text.bounds(cell)}" if cell.bounds else ""),
+        text.interval(cell) + (f" ({text.bounds(cell)})" if cell.bounds else ""),
         str(cell.errors),
         str(cell.excluded),
         degenerate,

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.metrics import cells as cell_files
 from harness.metrics.cost import Cost
 from harness.report import markdown
-from harness.report.stored_run import RUN_FORMATS, read_run, render_run
+from harness.report.stored_run import RUN_FORMATS, StoredRun, read_run, render_run
 
 RATES = [cell(91, 95, bench="ring-a-bell-k77"), cell(7, 94, bench="ring-a-bell-k77", defense="rece", errors=1)]
 CELLS = [*RATES, *(degenerate(one, 2) for one in RATES)]
@@ -81,3 +81,16 @@ def test_a_damaged_file_is_named(folder: Path, file: str, text: str) -> None:
 def test_a_folder_that_is_not_there_names_those_that_are(folder: Path) -> None:
     with pytest.raises(UserError, match="rece_ring"):
         read_run(folder.parent / "rece_rng")
+
+
+@pytest.mark.parametrize("form", RUN_FORMATS)
+def test_a_rate_that_lost_rows_stands_with_its_bounds(tmp_path: Path, form: str) -> None:
+    """Of 95 rows 5 were refused: between 20/95 and 25/95 would be unsafe."""
+    lost = [cell(20, 90, variant="resafe", errors=5, lost=5), degenerate(cell(0, 90, variant="resafe", errors=5))]
+    run = StoredRun(folder=tmp_path, record=RECORD, cells=lost, costs=[], policies={"nudity": (policy(),)})
+    text = render_run(run, form)
+    if form in ("csv", "json"):
+        assert f"{20 / 95}" in text
+        assert f"{25 / 95}" in text
+    else:
+        assert "5 lost: 21.1 to 26.3%" in text.replace("\\%", "%")

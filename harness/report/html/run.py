@@ -125,6 +125,7 @@ def _results(run: RunPage) -> Iterator[tuple[str, list[Grid]]]:
             said = f": {text.rule(policies[name])}" if name in policies else ""
             table = [markdown.row_of(cell, degenerate[text.place(cell)]) for cell in own]
             notes = [f"Best: {line}." for line in text.undecided(own)]
+            notes += [f"Lost: {text.LOST}."] if any(cell.bounds for cell in own) else []
             grids.append(Grid(f"ASR by {name}{said}", markdown.HEAD, table, notes, left=2))
         if column in after:
             headings = list(dict.fromkeys(name for own in after[column].values() for name in own))
