@@ -162,6 +162,7 @@ def test_the_command_writes_the_page(folder: Path, tmp_path: Path) -> None:
     for words_given, part in (
         (["--with-prompts", "--format", "md"], "--with-prompts goes with --format html"),
         (["--format", "htm"], "did you mean 'html'"),
+        (["--reveal", str(tmp_path / "seen"), "--store", str(tmp_path / "nowhere")], "name its store with --store"),
     ):
         done = CliRunner().invoke(app, ["report", str(folder), *words_given])
         assert isinstance(done.exception, UserError)
