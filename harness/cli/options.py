@@ -26,7 +26,8 @@ StoreDir = Annotated[
     typer.Option("--store", envvar="HARNESS_STORE", help="Folder of shards; what is there is never computed again."),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", envvar="HARNESS_OUT", help="Folder of runs: scores, cells, report, page, contact sheet.")
+    Path,
+    typer.Option("--out", envvar="HARNESS_OUT", help="Folder of runs: scores, cells, report, page, contact sheet."),
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="Folder of fetched benchmark files.")]
 Json = Annotated[
