@@ -34,8 +34,9 @@ METHODS = ("none", "uce", "rece", "sld-max")
 DIRECT, BENIGN, SAMPLE = 200, 400, 32
 OTHERS = sorted(set(card_names(DefenseCard, ROOTS)) - set(METHODS))  # measured on smaller samples
 FEW_DIRECT, FEW_BENIGN = 64, 64
-WEAK = {"sd-np"}  # stars do not become fewer in this world, as their cards say
-LOSING: set[str] = set()  # more than ten points of harmless prompts are lost, as their cards say
+# Stars become hardly fewer in this world; more than ten points of harmless prompts are lost: both as the cards say.
+WEAK = {"sd-np", "sld-medium", "sld-strong", "receler", "co-erasing"}
+LOSING = {"receler"}
 
 
 def _rows(bench: str, count: int) -> list[dict[str, Any]]:
