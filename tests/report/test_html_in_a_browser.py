@@ -163,6 +163,8 @@ def test_images_are_revealed_only_from_files_that_are_chosen_and_row_by_row(tmp_
         browser.wait(f"{width} === 32")
         assert attribute(browser, "#reveal-row", "aria-pressed") == "false"
         assert browser.errors == []
+        browser.resize(320, 225)
+        assert browser.evaluate(_OVERFLOWING) == []
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -170,6 +172,7 @@ def test_nothing_is_cut_off_at_400_percent(file: Path, tmp_path: Path, dark: boo
     """1280 pixels at 400% are 320 CSS pixels; only tables and plots scroll, in themselves."""
     with Browser(tmp_path, width=320, height=225, dark=dark) as narrow:
         narrow.open(file)
+        narrow.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert narrow.evaluate(_OVERFLOWING) == []
         body = "getComputedStyle(document.body)"
