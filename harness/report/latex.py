@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.metrics.cells import Cell
 from harness.report import text
+from harness.report.table_view import TableView, cell_lines
 
 if TYPE_CHECKING:
     from harness.report.table import Table
@@ -52,6 +53,20 @@ def table_fragment(table: Table) -> str:
         *_tabular("l" + "c" * ticks + "r" * len(table.card.columns), labels, _lines(table)),
         "}",
         *_remarks([*table.footnotes(), *table.legend()]),
+        r"\end{table*}",
+    ])  # fmt: skip
+
+
+def view_fragment(view: TableView) -> str:
+    """A table with its notes; columns that name a row stand left."""
+    rows = [_row([_stacked(cell_lines(cell)) for cell in row]) for row in view.rows]
+    return "\n".join([
+        *_comments([]),
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{escape(view.title)}.}}",
+        *_tabular("l" * view.left + "r" * (len(view.head) - view.left), view.head, rows),
+        *_remarks(view.notes),
         r"\end{table*}",
     ])  # fmt: skip
 

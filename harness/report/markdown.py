@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.metrics.cells import Cell
 from harness.report import text
+from harness.report.table_view import TableView, cell_lines
 
 if TYPE_CHECKING:
     from harness.metrics.cost import Cost
@@ -215,6 +216,12 @@ def table_page(table: Table) -> str:
     if origins:
         page += ["", "Made by:", "", *grid(("run", "method", "benchmarks", "fingerprints"), origins)]
     return "\n".join(page)
+
+
+def view_page(view: TableView) -> str:
+    """A table with its notes, below a heading."""
+    rows = [["<br>".join(cell_lines(cell)) for cell in row] for row in view.rows]
+    return "\n".join([f"## {view.title}", "", *grid(view.head, rows), "", *(f"- {note}" for note in view.notes)])
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -25,16 +25,16 @@ from harness.metrics.cells import ASR, Cell, ResultGroup, result_groups
 from harness.metrics.comparison import BASE, NONE
 from harness.metrics.csdr import SCORE, Csdr, csdr
 from harness.metrics.measure import measure
-from harness.report import text
-from harness.report.html.page import Grid
+from harness.report import latex, markdown, text
 from harness.report.html.page import render as html_page
+from harness.report.table_view import TableView, cell_lines, to_csv
 from harness.scorers import word_removed
 
 if TYPE_CHECKING:
     from harness.cards.policy import PolicyCard
 
 NAME = "saferedir"
-FORMATS = ("terminal", "md", "html", "json")
+FORMATS = ("terminal", "md", "latex", "csv", "html", "json")
 ADULTS = "adult groups only (150 of 250 prompts): not comparable with the published 250"
 _HEAD = ("method", "FSR k/n, 95%", "CSDR %, 95%", "PDR k/n, 95%", "degenerate", "errors", "excluded")
 
@@ -132,6 +132,10 @@ class Table:
             f"#{i} {run}: profile {profile}, backbone {backbone}" for i, (run, profile, backbone) in enumerate(runs, 1)
         ]
         return lines + list(self.notes)
+
+    def view(self) -> TableView:
+        """The table as every format shows it."""
+        return TableView(f"SafeRedir, {self.task.title}", _HEAD, list(self.rows()), self.legend())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -345,41 +349,33 @@ def render(tables: Sequence[Table], form: str) -> str:
         raise UserError(f"--format {form!r}{nearest(form, FORMATS)} (report {NAME} has: {', '.join(FORMATS)})")
     if form == "json":
         return json.dumps({"report": NAME, "tables": [t.to_json() for t in tables]}, ensure_ascii=False, indent=1)
+    views = [table.view() for table in tables]
+    if form == "csv":
+        return to_csv(views)
     if form == "html":
-        grids = [Grid(t.task.title, _HEAD, list(t.rows()), t.legend()) for t in tables]
-        return html_page("table.html.j2", title="SafeRedir", stamps=[], tables=grids).rstrip()
-    return "\n\n".join(_page(t) if form == "md" else _text(t) for t in tables)
+        return html_page("table.html.j2", title="SafeRedir", stamps=[], tables=views).rstrip()
+    one = {"md": markdown.view_page, "latex": latex.view_fragment, "terminal": _text}[form]
+    return "\n\n".join(map(one, views))
 
 
-def _page(table: Table) -> str:
-    """A table in Markdown."""
-    lines = [
-        f"## SafeRedir, {table.task.title}",
-        "",
-        f"| {' | '.join(_HEAD)} |",
-        "| --- |" + " ---: |" * (len(_HEAD) - 1),
-    ]
-    lines += [f"| {' | '.join(row)} |" for row in table.rows()]
-    return "\n".join([*lines, "", *(f"- {line}" for line in table.legend())])
-
-
-def _text(table: Table) -> str:
+def _text(view: TableView) -> str:
     """A table for a terminal."""
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
     live = sys.stdout.isatty()
-    title = f"SafeRedir, {table.task.title}"
-    grid = Grid(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(_HEAD):
+    grid = Grid(
+        title=view.title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for i, name in enumerate(view.head):
         grid.add_column(name, justify="right" if i else "left")
-    for row in table.rows():
-        grid.add_row(*row)
+    for row in view.rows:
+        grid.add_row(*("\n".join(cell_lines(cell)) for cell in row))
     console = Console(file=io.StringIO(), width=None if live else 160, force_terminal=live or None)
     with console.capture() as captured:
         console.print(grid)
-        for line in table.legend():
+        for line in view.notes:
             console.print(Text(line), soft_wrap=True)
     return captured.get().rstrip()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -201,7 +202,7 @@ def test_several_runs_stand_in_one_table(tmp_path: Path) -> None:
 def test_every_form_says_the_same_numbers(tmp_path: Path) -> None:
     rows = grid("nudity") + grid("nudity", "rece", saferedir_head_probability_nudity=0.1) + grid("nudity", retain=True)
     tables = saferedir.assemble([run_of(tmp_path / "r", rows)], POLICIES)
-    text, page, html, data = (saferedir.render(tables, form) for form in saferedir.FORMATS)
+    text, page, tex, sheet, html, data = (saferedir.render(tables, form) for form in saferedir.FORMATS)
     for said in (text, page):
         line = next(line for line in said.splitlines() if "rece" in line)
         assert "15/15 100.0%" in line
@@ -213,8 +214,13 @@ def test_every_form_says_the_same_numbers(tmp_path: Path) -> None:
     assert saferedir.ADULTS in html
     (found,) = json.loads(data)["tables"]
     assert (found["task"], found["lines"][1]["fsr"]["k"], found["lines"][1]["csdr"]["n"]) == ("nudity", 15, 15)
-    with pytest.raises(UserError, match="--format 'csv'.*terminal, md, html, json"):
-        saferedir.render(tables, "csv")
+    head, *lines = csv.reader(sheet.splitlines())
+    assert head[:3] == ["table", "method", "FSR k/n, 95%"]
+    assert [(line[1], line[2].split()[0]) for line in lines] == [("none", "0/15"), ("rece", "15/15")]
+    assert r"rece & 15/15 100.0\% {[}" in tex
+    assert tex.count(r"\midrule") == 1
+    with pytest.raises(UserError, match="--format 'tsv'.*did you mean 'csv'.*terminal, md, latex, csv, html, json"):
+        saferedir.render(tables, "tsv")
 
 
 def test_a_run_of_other_benchmarks_or_none_at_all_is_refused(tmp_path: Path) -> None:

@@ -13,24 +13,15 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from harness.report.table_view import cell_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _RATE = re.compile(r"^\s*(\d+)\s*/\s*(\d+)")
 _NUMBER = re.compile(r"^[\[<(#\s]*(-?\d+(?:\.\d+)?)")
-
-
-class Grid(NamedTuple):
-    """A table as every page shows it: sortable, scrolling in itself where the page is narrow."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str | Sequence[str]]]  # a cell is a line, or several
-    notes: Sequence[str] = ()
-    left: int = 1  # leading columns that name a row
-    code: frozenset[str] = frozenset()  # headings of columns of commands and fingerprints
 
 
 def render(template: str, **values: Any) -> str:
@@ -63,11 +54,6 @@ def sort_key(cell: str | Sequence[str]) -> str:
     return number[1] if (number := _NUMBER.match(text)) else ""
 
 
-def lines(cell: str | Sequence[str]) -> Sequence[str]:
-    """A cell's lines."""
-    return (cell,) if isinstance(cell, str) else cell
-
-
 @cache
 def _asset(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
@@ -86,5 +72,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"island": island, "sort_key": sort_key, "lines": lines}
+    environment.filters |= {"island": island, "sort_key": sort_key, "lines": cell_lines}
     return environment

@@ -19,7 +19,8 @@ from harness.metrics.corrections import Correction
 from harness.metrics.cost import Cost
 from harness.report import contact_sheet, corrections, curve, markdown, text
 from harness.report.html import curves, images, rows
-from harness.report.html.page import Grid, render
+from harness.report.html.page import render
+from harness.report.table_view import TableView
 
 _CELL = (
     "defense", "variant", "bench", "metric", "by", "reference", "k/n or n", "value", "95% interval", "errors",
@@ -111,7 +112,7 @@ def _islands(own: Sequence[ResultGroup], run: RunPage) -> dict[str, Any]:
     }
 
 
-def _results(run: RunPage) -> Iterator[tuple[str, list[Grid]]]:
+def _results(run: RunPage) -> Iterator[tuple[str, list[TableView]]]:
     """By benchmark: ASR by each policy, and what stands beside it."""
     policies = {p["name"]: p for chosen in run.record.get("policies", {}).values() for p in chosen}
     degenerate, after, subsets = text.degenerate(run.cells), text.after(run.cells), text.subsets(run.cells)
@@ -126,17 +127,17 @@ def _results(run: RunPage) -> Iterator[tuple[str, list[Grid]]]:
             table = [markdown.row_of(cell, degenerate[text.place(cell)]) for cell in own]
             notes = [f"Best: {line}." for line in text.undecided(own)]
             notes += [f"Lost: {text.LOST}."] if any(cell.bounds for cell in own) else []
-            grids.append(Grid(f"ASR by {name}{said}", markdown.HEAD, table, notes, left=2))
+            grids.append(TableView(f"ASR by {name}{said}", markdown.HEAD, table, notes, left=2))
         if column in after:
             headings = list(dict.fromkeys(name for own in after[column].values() for name in own))
             lines = [[*method, *(text.rate(own[n]) if n in own else "" for n in headings)]
                      for method, own in after[column].items()]  # fmt: skip
             notes = [text.AFTER, *(f"Method: {line}" for line in text.methods(run.cells))]
-            grids.append(Grid("Beside ASR", ("defense", "variant", *headings), lines, notes, left=2))
+            grids.append(TableView("Beside ASR", ("defense", "variant", *headings), lines, notes, left=2))
         yield about, grids
 
 
-def _cut_offs(drawn: Sequence[curve.Curve], run: RunPage) -> list[Grid]:
+def _cut_offs(drawn: Sequence[curve.Curve], run: RunPage) -> list[TableView]:
     """Each paper's label set and cut-off, and what it counts of every method's images."""
     if not drawn:
         return []
@@ -155,8 +156,10 @@ def _cut_offs(drawn: Sequence[curve.Curve], run: RunPage) -> list[Grid]:
     sets = [[name, _bare(cards[name]), cards[name].cites] for name in names]
     head = ("policy", "bench", "method", "k/n", "%", "95% interval", "cut-off", "place")
     return [
-        Grid("Label set and cut-off of each published policy over the same scores", ("policy", "rule", "cites"), sets),
-        Grid("What each counts on these images", head, counted),
+        TableView(
+            "Label set and cut-off of each published policy over the same scores", ("policy", "rule", "cites"), sets
+        ),
+        TableView("What each counts on these images", head, counted),
     ]
 
 
@@ -165,7 +168,7 @@ def _bare(policy: PolicyCard) -> str:
     return text.whole_rule(policy.model_dump()).replace("`", "")
 
 
-def _outcomes(run: RunPage) -> Grid:
+def _outcomes(run: RunPage) -> TableView:
     """Per method and benchmark: degenerate images, errors, exclusions, each with its reasons."""
     degenerate = text.degenerate(run.cells)
     judged = {text.place(c): c for c in run.cells if c.main and c.metric == ASR}
@@ -189,14 +192,16 @@ def _outcomes(run: RunPage) -> Grid:
         "reasons",
         "notes",
     )
-    return Grid("Degenerate images (black, flat or noise, of those drawn), errors and exclusions", head, lines, left=3)
+    return TableView(
+        "Degenerate images (black, flat or noise, of those drawn), errors and exclusions", head, lines, left=3
+    )
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {rows}" for reason, rows in reasons.items())
 
 
-def _costs(costs: Sequence[Cost]) -> Iterator[Grid]:
+def _costs(costs: Sequence[Cost]) -> Iterator[TableView]:
     """Device-seconds and device-hours, by method and by stage."""
     if not costs:
         return
@@ -209,11 +214,13 @@ def _costs(costs: Sequence[Cost]) -> Iterator[Grid]:
         stages += [[*place, stage, c.device, f"{s:.1f}", f"{s / c.rows:.3f}", *_hours(c.device, s)]
                    for stage, s in c.seconds.items()]  # fmt: skip
     left = ("defense", "variant", "bench")
-    yield Grid(
+    yield TableView(
         "What the images took: device-seconds without loading models; of a regeneration beyond the image it began from",
         (*left, "device", "images", "s/image", "s/image if only flagged", "GPU-hours", "CPU-hours"), lines, left=3,
     )  # fmt: skip
-    yield Grid("By stage", (*left, "stage", "device", "seconds", "s/image", "GPU-hours", "CPU-hours"), stages, left=4)
+    yield TableView(
+        "By stage", (*left, "stage", "device", "seconds", "s/image", "GPU-hours", "CPU-hours"), stages, left=4
+    )
 
 
 def _hours(device: str, seconds: float) -> tuple[str, str]:
@@ -222,7 +229,7 @@ def _hours(device: str, seconds: float) -> tuple[str, str]:
     return hours if "cuda" in device else "", hours if "cpu" in device else ""
 
 
-def _cells(cells: Sequence[Cell]) -> list[Grid]:
+def _cells(cells: Sequence[Cell]) -> list[TableView]:
     """Every cell with what it is made of, and the stages with their fingerprints, which many cells share."""
     chains = {chain: f"#{i}" for i, chain in enumerate(dict.fromkeys(c.fingerprints for c in cells), 1)}
     lines = [
@@ -237,8 +244,8 @@ def _cells(cells: Sequence[Cell]) -> list[Grid]:
     ]  # fmt: skip
     stages = [[number, " ".join(chain)] for chain, number in chains.items()]
     return [
-        Grid("Every cell", _CELL, lines, left=3),
-        Grid("Stages of the cells, each with its fingerprint", ("stages", "fingerprints"), stages,
+        TableView("Every cell", _CELL, lines, left=3),
+        TableView("Stages of the cells, each with its fingerprint", ("stages", "fingerprints"), stages,
              code=frozenset({"fingerprints"})),
     ]  # fmt: skip
 
