@@ -325,7 +325,7 @@ def test_the_command_takes_folders_or_names_and_refuses_the_rest(tmp_path: Path)
     for (name, *runs), form, message in [
         (("saferedir",), "md", "needs the folders of runs"),
         (("saferedir", "tow"), "md", r"no finished run at .*tow .*: one"),
-        (("saferedir", "one"), "csv", "terminal, md, json"),
+        (("saferedir", "one"), "tsv", "terminal, md, latex, csv"),
         (("table1", "one"), "md", "reads every run under --out"),
     ]:
         with pytest.raises(UserError, match=message):
