@@ -38,7 +38,14 @@ class TransientError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'rece'?"`` when a choice is close to ``word``, else an empty string."""
+    """``"; did you mean 'rece'?"`` when a choice is close to ``word``, else an empty string.
+
+    Of a family's name ("sld") all its members are meant.
+    """
+    choices = list(choices)
+    family = [choice for choice in choices if word and choice.startswith(f"{word}-")]
+    if family and word not in choices:
+        return f"; did you mean {' or '.join(map(repr, family))}?"
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -39,11 +39,14 @@ class ImageTokens(Model):
 
 
 class JudgeCard(Card):
-    """One model: weights for ``local``, an endpoint and its price for ``openai`` (any compatible server)."""
+    """One model: weights for ``local``, an endpoint and its price for ``openai`` (any compatible server).
+
+    ``shapes-oracle`` is no model: rules read the images of the embedded world.
+    """
 
     KIND: ClassVar[Kind] = "judge"
 
-    backend: Literal["local", "openai"]
+    backend: Literal["local", "openai", "shapes-oracle"]
     source: str  # hub id, "package:harness/...", or the API's base URL
     revision: Revision | None = None
     files: Columns = ()  # of a hub repository, those that are needed

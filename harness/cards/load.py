@@ -13,6 +13,7 @@ from harness.cards.base import FOLDERS, Card, own_root
 from harness.cards.benchmark import BenchmarkCard
 from harness.cards.defense import DefenseCard
 from harness.cards.judge import JudgeCard
+from harness.cards.literature import published
 from harness.cards.policy import PolicyCard
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
@@ -49,9 +50,16 @@ def load_card(kind: type[AnyCard], name: str, roots: Sequence[Path]) -> AnyCard:
         return parse(kind, places[root], root)
     known = card_names(kind, roots)
     where = " and ".join(show(root / FOLDERS[kind.KIND]) for root in roots)
-    raise UserError(
-        f"unknown {kind.KIND} {name!r}{nearest(name, known)} (there are: {', '.join(known) or 'none'}; see {where})"
-    )
+    said = f"unknown {kind.KIND} {name!r}{_meant(kind, name, roots)}"
+    raise UserError(f"{said} (there are: {', '.join(known) or 'none'}; see {where})")
+
+
+def _meant(kind: type[Card], name: str, roots: Sequence[Path]) -> str:
+    """What an unknown name may mean: a published defense without a card, a card of another kind, or the nearest."""
+    if kind is DefenseCard and (title := published(name)):
+        return f": {title} is a published defense that has no card here; CONTRIBUTING.md shows how to add one"
+    others = [other.KIND for other in KINDS if other is not kind and name in card_names(other, roots)]
+    return f", which is a {others[0]}" if others else nearest(name, card_names(kind, roots))
 
 
 def load_cards(kind: type[AnyCard], roots: Sequence[Path]) -> list[AnyCard]:

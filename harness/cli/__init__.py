@@ -20,6 +20,7 @@ from harness.cli import (
     compare,
     evaluate,
     fetch,
+    hints,
     images,
     judge,
     publish,
@@ -43,7 +44,7 @@ app = typer.Typer(
     help=(
         "Measure how safe text-to-image systems are under adversarial prompts.\n\n"
         "Try it on the embedded world of shapes, offline, on two CPU cores:\n\n"
-        "  harness eval --defense rece --bench ring-a-bell-k77 --profile shapes"
+        "\b\n  harness eval --defense rece --bench ring-a-bell-k77 --profile shapes"
     ),
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -115,11 +116,22 @@ def _outlive(stream: Any) -> Any:
     )
 
 
+def _print_help_whole(command: Any) -> None:
+    """Have every command print its help as plain text: in a table, narrow terminals lose the ends of long words."""
+    if nested := getattr(command, "commands", None):
+        for one in nested.values():
+            _print_help_whole(one)
+    else:
+        command.rich_markup_mode = None
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     sys.stdout, sys.stderr = _outlive(sys.stdout), _outlive(sys.stderr)
     try:
         command = watch(typer.main.get_command(app))
+        hints.watch(command)
+        _print_help_whole(command)
         sys.exit(command(standalone_mode=False) or 0)  # a command that leaves early gives its exit code
     except UserError as error:
         print(f"harness: {error}", file=sys.stderr)
@@ -128,9 +140,9 @@ def main() -> None:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(4)
     except _Misuse as error:
-        if said := error.format_message():  # else nothing was asked for, and the help has been printed
+        if error.format_message():  # else nothing was asked for, and the help has been printed
             where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-            print(f"harness: {said.removesuffix('.')}{where}", file=sys.stderr)
+            print(f"harness: {hints.message(error)}{where}", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:  # a question that nobody answered
         print("harness: aborted", file=sys.stderr)

@@ -12,7 +12,9 @@ from harness.cli import options
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("audit", epilog="Examples: harness audit table5; harness audit results.csv appendix.csv")(audit)
+    app.command("audit", epilog=options.examples("harness audit table5", "harness audit results.csv appendix.csv"))(
+        audit
+    )
 
 
 def audit(

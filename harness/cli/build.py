@@ -27,7 +27,7 @@ Backbone = Annotated[str | None, typer.Option("--backbone", help="Instead of the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("build", epilog="Example: harness build uce --concept nudity --profile shapes")(build)
+    app.command("build", epilog=options.examples("harness build uce --concept nudity --profile shapes"))(build)
 
 
 def build(

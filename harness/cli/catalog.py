@@ -38,10 +38,12 @@ _ALSO = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("list", epilog="Example: harness list defenses")(list_)
-    app.command("describe", epilog="Example: harness describe rece")(describe)
-    app.command("diff", epilog="Example: harness diff runs/rece_i2p_paper_0a1b2c3d runs/rece_i2p_paper_4e5f6a7b")(diff)
-    app.command("doctor", epilog="Example: harness doctor --profile paper")(doctor)
+    app.command("list", epilog=options.examples("harness list defenses"))(list_)
+    app.command("describe", epilog=options.examples("harness describe rece"))(describe)
+    app.command(
+        "diff", epilog=options.examples("harness diff runs/rece_i2p_paper_0a1b2c3d runs/rece_i2p_paper_4e5f6a7b")
+    )(diff)
+    app.command("doctor", epilog=options.examples("harness doctor --profile paper"))(doctor)
 
 
 def list_(

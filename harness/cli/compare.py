@@ -13,9 +13,9 @@ from harness.errors import UserError
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("compare", epilog="Example: harness compare runs/rece_i2p_paper_0a1b2c3d runs/uce_i2p_paper_4e5f6a7b")(
-        compare
-    )
+    app.command(
+        "compare", epilog=options.examples("harness compare runs/rece_i2p_paper_0a1b2c3d runs/uce_i2p_paper_4e5f6a7b")
+    )(compare)
 
 
 def compare(

@@ -61,10 +61,10 @@ DiscardImages = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("eval", epilog="Example: harness eval --defense rece,uce --bench ring-a-bell-k77 --profile shapes")(
-        evaluate
-    )
-    app.command("plan", epilog="Example: harness plan --defense all --bench i2p --profile shapes")(plan)
+    app.command(
+        "eval", epilog=options.examples("harness eval --defense rece,uce --bench ring-a-bell-k77 --profile shapes")
+    )(evaluate)
+    app.command("plan", epilog=options.examples("harness plan --defense all --bench i2p --profile shapes"))(plan)
 
 
 def evaluate(

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 @fetch.command(
-    "bench", epilog="Example: harness fetch bench ring-a-bell-violence-eta5-k77 --from Violence_eta_5_K_77.csv"
+    "bench", epilog=options.examples("harness fetch bench ring-a-bell-violence-eta5-k77 --from Violence_eta_5_K_77.csv")
 )
 def bench(
     name: Annotated[str, typer.Argument(help="Benchmark; see `harness list datasets`.")],
@@ -48,7 +48,7 @@ def bench(
     typer.echo(f"{name}: {fetched.rows} rows at {fetched.path} (sha256 {fetched.sha256[:16]})")
 
 
-@fetch.command("weights", epilog="Example: harness fetch weights sd-1-4, or all that a profile needs: paper")
+@fetch.command("weights", epilog=options.examples("harness fetch weights sd-1-4", "harness fetch weights paper"))
 def weights(
     name: Annotated[str, typer.Argument(help="Backbone, judge, regenerator, scorer, or profile; see `harness list`.")],
     cards: options.Cards = None,

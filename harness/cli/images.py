@@ -34,8 +34,10 @@ AddedScorers = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("score", epilog="Example: harness score runs/none_i2p_shapes_1a2b3c4d --scorer nudenet")(score)
-    app.command("regen", epilog="Example: harness regen --images DIR --concept violence --save DIR-safer")(regen)
+    app.command("score", epilog=options.examples("harness score runs/none_i2p_shapes_1a2b3c4d --scorer nudenet"))(score)
+    app.command("regen", epilog=options.examples("harness regen --images DIR --concept violence --save DIR-safer"))(
+        regen
+    )
 
 
 def score(

@@ -70,7 +70,8 @@ def register(app: typer.Typer) -> None:
 
 
 @judge.command(
-    "ask", epilog="Example: harness judge ask runs/rece_van-gogh_paper_0a1b2c3d --task style --judge qwen2-vl-7b"
+    "ask",
+    epilog=options.examples("harness judge ask runs/rece_van-gogh_paper_0a1b2c3d --task style --judge qwen2-vl-7b"),
 )
 def ask(
     run: Run,
@@ -128,7 +129,8 @@ def ask(
 
 
 @judge.command(
-    "export", epilog="Example: harness judge export runs/rece_i2p_paper_0a1b2c3d --task safer --n 20 --out form.html"
+    "export",
+    epilog=options.examples("harness judge export runs/rece_i2p_paper_0a1b2c3d --task safer --n 20 --out form.html"),
 )
 def export(
     run: Run,
@@ -169,8 +171,12 @@ def export(
     """
     from harness.judges import human_form, images, labels, questions
     from harness.report.stored_run import read_record
+    from harness.store.files import require_writable
 
     record = read_record(run)
+    key = key or out.with_name(f"{out.stem}.key.json")
+    require_writable(out, "--out")
+    require_writable(key, "--key")
     asked = _asked(record, task, seed=seed, n=n or (LABELS if task == UNSAFE else 20), artist=artist)
     there = images.read_run(_only(record, bench), store)
     chosen = [images.place(m, there.places) for m in options.split(methods or "")]
@@ -181,12 +187,11 @@ def export(
     made = human_form.make(items, there, asked, {"name": record["run"], "folder": str(run.resolve())})
     if drawn is not None:
         labels.note(made.key, drawn)
-    key = key or out.with_name(f"{out.stem}.key.json")
     human_form.write(made, out, key)
     typer.echo(f"form {made.name}, {len(items)} questions: {out}; its key, not to be handed out: {key}", err=True)
 
 
-@judge.command("import", epilog="Example: harness judge import answers-*.json --key form.key.json")
+@judge.command("import", epilog=options.examples("harness judge import answers-*.json --key form.key.json"))
 def import_(
     answers: Annotated[list[Path], typer.Argument(help="Files that raters saved.")],
     key: Annotated[Path, typer.Option("--key", help="The form's key.")],

@@ -57,6 +57,11 @@ def places(store: Path, out: Path, data: Path, cards: Path | None) -> Places:
     return Places(store=store, out=out, data=data, cards=cards)
 
 
+def examples(*commands: str) -> str:
+    """The end of a command's help: commands to copy, none of them broken, however narrow the terminal."""
+    return "\b\n" + "\n".join(["Examples:" if len(commands) > 1 else "Example:", *(f"  {c}" for c in commands)])
+
+
 def split(text: str) -> tuple[str, ...]:
     """``"a, b, a"`` as ("a", "b")."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

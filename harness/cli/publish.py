@@ -24,7 +24,9 @@ Group = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("publish", epilog="Example: harness publish runs/rece_i2p_paper_0a1b2c3d --wandb offline")(publish)
+    app.command("publish", epilog=options.examples("harness publish runs/rece_i2p_paper_0a1b2c3d --wandb offline"))(
+        publish
+    )
 
 
 def publish(

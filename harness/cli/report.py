@@ -43,7 +43,7 @@ Reveal = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("report", epilog="Example: harness report table1 --profile shapes --format md")(report)
+    app.command("report", epilog=options.examples("harness report table1 --profile shapes --format md"))(report)
 
 
 def report(

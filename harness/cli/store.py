@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(store, name="store")
 
 
-@store.command("ls", epilog="Example: harness store ls --json")
+@store.command("ls", epilog=options.examples("harness store ls --json"))
 def ls(path: options.StoreDir = options.STORE, json: options.Json = False) -> None:
     """List stages and fingerprints with their shards and size.
 
@@ -32,7 +32,7 @@ def ls(path: options.StoreDir = options.STORE, json: options.Json = False) -> No
         typer.echo(f"{e.stage:<24} {e.fingerprint}  {e.shards:>5} shards  {e.size / 1e6:>9.2f} MB  {e.what}")
 
 
-@store.command("du", epilog="Example: harness store du")
+@store.command("du", epilog=options.examples("harness store du"))
 def du(path: options.StoreDir = options.STORE, json: options.Json = False) -> None:
     """Disk taken, by stage."""
     from harness.store.shards import Store
@@ -48,7 +48,7 @@ def du(path: options.StoreDir = options.STORE, json: options.Json = False) -> No
     typer.echo(f"{'total':<24} {sum(sizes.values()) / 1e6:>9.2f} MB")
 
 
-@store.command("prune", epilog="Example: harness store prune --images")
+@store.command("prune", epilog=options.examples("harness store prune --images"))
 def prune(
     path: options.StoreDir = options.STORE,
     images: Annotated[bool, typer.Option("--images", help="Every image; scores stay, and numbers with them.")] = False,

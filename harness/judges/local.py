@@ -27,7 +27,7 @@ def require_understanding(card: JudgeCard) -> None:
     if card.understands != "any":
         raise UserError(
             f"judge {card.name} only knows ReSafe's caption turns and cannot answer questions; "
-            "name another with --judge, or ask people: `harness judge export`"
+            "name another with --judge (of the shapes world: shapes-judge), or ask people: `harness judge export`"
         )
 
 

@@ -20,11 +20,13 @@ from harness.cards.judge import JudgeCard, Price
 from harness.errors import UserError
 from harness.judges import endpoint, questions
 from harness.judges.answers import Answers, Judge, Question
+from harness.judges.by_rule import ByRule
 from harness.judges.images import StoredImage, place, read_run
 from harness.judges.local import CAPTION, CAPTION_VERSION, Local, require_understanding
 from harness.judges.questions import Asked, Count, Line
+from harness.models import weights
 from harness.store import fingerprint
-from harness.store.files import write_atomically
+from harness.store.files import require_writable, write_atomically
 from harness.store.version import __version__
 
 
@@ -69,13 +71,14 @@ def ask_run(
     """
     card, captioner = cards
     require_understanding(card)
+    require_writable(run / "judges", "answers:", folder=True)
     images = read_run(record, store)
     items = questions.choose(images, asked, [place(name, images.places) for name in methods])
     if not items:
         raise UserError(f"run {record['run']} has no row with every image that task {asked.task.name} needs")
     captions = None
     if asked.task.name == "faithful":
-        captions = describe(questions.to_caption(items, images, asked), captioner, store)
+        captions = describe(questions.to_caption(items, images, asked), captioner, store, card)
     lines = questions.lines(items, images, asked, captions)
     judge, memory, money = _ask(card, lines, store, consent, environ)
     answers = questions.table(lines, asked.task, memory.get)
@@ -103,10 +106,11 @@ def _ask(
 ) -> tuple[Mapping[str, Any], Answers, dict[str, Any]]:
     """Who was asked, the answers, and what they cost."""
     questions = [line.question for line in lines if line.question is not None]
-    if card.backend == "local":
-        local: Judge = Local(card)
+    if card.backend != "openai":
+        local: Judge = Local(card) if card.backend == "local" else ByRule(card)
         memory = Answers(store, local.identity)
         unknown = memory.unknown(questions)
+        _require_weights(card if unknown else None)
         local.ask(unknown, memory)
         return local.identity, memory, {"asked": len(unknown), "known_before": len(questions) - len(unknown)}
     to = endpoint.endpoint(card, environ, consent.price)
@@ -131,10 +135,24 @@ def _ask(
     return endpoint.identity(card, to), memory, money
 
 
-def describe(images: Sequence[StoredImage], card: JudgeCard | None, store: Path) -> dict[str, str]:
+def _require_weights(*cards: JudgeCard | None) -> None:
+    """Refuse a model that is not on this machine before anything is loaded or asked.
+
+    Raises:
+        UserError: how to get what is missing, a line each.
+    """
+    lines = [line for card in cards if card is not None for ref in card.weights() for line in weights.missing(ref)]
+    if lines:
+        raise UserError("; ".join(dict.fromkeys(lines)))
+
+
+def describe(
+    images: Sequence[StoredImage], card: JudgeCard | None, store: Path, judge: JudgeCard | None = None
+) -> dict[str, str]:
     """The caption of each image by its sha256, asked of a captioner on this machine or remembered.
 
-    An image that it refused to describe, or said nothing of, is left out: a refusal is no caption.
+    An image that it refused to describe, or said nothing of, is left out: a refusal is no caption. ``judge`` is who is
+    asked about the captions afterwards: where its weights are missing, none is made.
 
     Raises:
         UserError: no captioner, one that is not on this machine, or weights that are not here.
@@ -150,7 +168,10 @@ def describe(images: Sequence[StoredImage], card: JudgeCard | None, store: Path)
     }  # fmt: skip
     captioner = Local(card)
     memory = Answers(store, captioner.identity)
-    captioner.caption(memory.unknown([*questions.values()]), memory)
+    unknown = memory.unknown([*questions.values()])
+    if unknown:
+        _require_weights(card, judge)
+    captioner.caption(unknown, memory)
     replies = {sha256: memory.get(question) for sha256, question in questions.items()}
     return {sha256: reply.text for sha256, reply in replies.items() if reply and reply.text and not reply.error}
 

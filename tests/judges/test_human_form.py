@@ -87,7 +87,7 @@ def test_the_form_reaches_for_no_network(made: MadeRun) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy[1]
     assert "img-src data:;" in policy[1]
-    assert not re.search(r"https?://|//[a-z]|@import|url\(|fetch\(|XMLHttp|sendBeacon|WebSocket|localStorage", page)
+    assert not re.search(r"https?://|//[a-z]|@import|url\(|fetch\(|XMLHttp|sendBeacon|WebSocket", page)
 
 
 def test_an_image_is_blurred_by_its_style_alone(made: MadeRun) -> None:
@@ -184,7 +184,9 @@ def test_a_person_answers_with_the_keyboard_and_saves(made: MadeRun, tmp_path: P
         BEGIN
         + """
         const wheres = [];
-        for (const key of ['1', '2', '0', 's', 'x', '2']) { press(key); wheres.push(get('where').textContent); }
+        for (const key of ['1', '2', '0', 's', 'x', '2']) {
+          press('r'); press(key); wheres.push(get('where').textContent);
+        }
         press('ArrowLeft'); press('1');
         get('finish').click();
         return {answers: JSON.parse(await saved.text()), as: globalThis.savedAs, wheres,
@@ -232,6 +234,59 @@ def test_images_are_blurred_until_uncovered_and_again_on_the_next_question(made:
     assert found["both"] == ["none", "none"]
     assert all(found["names"])
     assert found["tabbable"]
+
+
+@needs_browser
+def test_an_answer_is_taken_once_its_images_were_shown_and_is_kept_in_the_browser(
+    made: MadeRun, tmp_path: Path
+) -> None:
+    page, key, name = make(made)
+    shown = browse(
+        page,
+        BEGIN
+        + """
+        const choices = () => [...document.querySelectorAll('.choice')].map((b) => b.disabled);
+        const highlighted = () => get('finish').classList.contains('main');
+        const before = choices();
+        press('1');
+        const refused = [get('where').textContent, get('hint').textContent];
+        document.querySelector('.cover').click(); press('2');
+        const half = get('where').textContent;
+        document.querySelectorAll('.cover')[1].click();
+        const open = choices();
+        press('2'); press('s');
+        const early = highlighted();
+        for (let i = 0; i < 20; i++) press('ArrowRight');
+        const kept = Object.fromEntries(Object.entries(window.localStorage));
+        return {before, refused, half, open, early, late: highlighted(), kept};
+        """,
+        tmp_path,
+    )
+    assert (shown["before"], shown["open"]) == ([True] * 3, [False] * 3)
+    assert shown["refused"] == [
+        "Question 1 of 10, 0 answered or skipped",
+        "Uncover every image to answer; you may skip without.",
+    ]
+    assert shown["half"] == shown["refused"][0]
+    assert (shown["early"], shown["late"]) == (False, True)
+    first, second, *_ = key["items"]
+    assert json.loads(shown["kept"][f"harness-judge-{name}-r1"]) == [[first, "2"], [second, None]]
+
+
+@needs_browser
+def test_answers_of_before_are_there_when_the_page_is_opened_again(made: MadeRun, tmp_path: Path) -> None:
+    page, key, name = make(made)
+    first, second, third, *_ = key["items"]
+    kept = json.dumps([[first, "2"], [second, None], ["q99", "1"], [third, "rubbish"]])
+    shown = browse(
+        page,
+        f"window.localStorage.setItem('harness-judge-{name}-r1', {json.dumps(kept)});"
+        + BEGIN
+        + "get('finish').click(); const answers = JSON.parse(await saved.text()).answers;"
+        + "return {answers, where: get('where').textContent};",
+        tmp_path,
+    )
+    assert shown == {"answers": {first: "2", second: None}, "where": "Question 3 of 10, 2 answered or skipped"}
 
 
 @needs_browser
