@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a stage failed, or the gate; 2 a mistake in what was given
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from typing import Any
@@ -71,6 +72,10 @@ for module in (
 ):
     module.register(app)
 
+_MISPLACED = {  # errors of the file system that are mended outside, and the exit code
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), 2),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 4),
+}
 _Misuse: Any = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this Typer has it from
 
 
@@ -139,6 +144,12 @@ def main() -> None:
     except TransientError as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(4)
+    except OSError as error:  # a file or folder that was named; of anything else the traceback says more
+        code = _MISPLACED.get(error.errno or 0)
+        if code is None or error.filename is None:
+            raise
+        print(f"harness: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(code)
     except _Misuse as error:
         if error.format_message():  # else nothing was asked for, and the help has been printed
             where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""

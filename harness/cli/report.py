@@ -14,6 +14,7 @@ from harness.cards.profile import ProfileCard
 from harness.cards.report import ReportCard
 from harness.cli import options
 from harness.errors import UserError, nearest
+from harness.store.files import require_writable, write_atomically
 
 FORMATS = ("terminal", "md", "latex", "csv", "json", "html")
 SAFEREDIR = "saferedir"
@@ -80,6 +81,8 @@ def report(
     The format html is one file that works offline: of a run with its rows and, from the store, some of its images, all
     but those of the shapes world blurred; without prompts and captions unless asked.
     """
+    if to is not None:
+        require_writable(to, "--to", folder=curve)
     folder = _folder_of(name, out)
     if curve:
         _curve(folder, policy, to, cards, as_json)
@@ -165,8 +168,6 @@ def print_text(text: str, to: Path | None) -> None:
     if to is None:
         typer.echo(text)
     else:
-        from harness.store.files import write_atomically
-
         write_atomically(to, (text + "\n").encode())
         typer.echo(f"{to}", err=True)
 
