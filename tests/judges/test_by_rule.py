@@ -95,7 +95,11 @@ def test_a_judge_whose_weights_are_missing_says_at_once_how_to_get_them(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("harness.judges.local.load", None)  # nothing is loaded
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    if captioner:
+        made.record["conditions"].clear()
+        made.add("two", "nudity", 2, places=(("none", "base"), ("none", "pez"), ("none", "resafe")))
     task = "faithful" if captioner else "safer"
     with pytest.raises(UserError, match=r"`harness fetch weights qwen2-vl-7b`"):
-        ask(made, "--task", task, *captioner, judge="qwen2-vl-7b")
+        methods = ("--methods", "none/pez,none/resafe") if captioner else ()
+        ask(made, "--task", task, *captioner, *methods, judge="qwen2-vl-7b")
     assert not list((made.store / "judge").rglob("*.json"))
