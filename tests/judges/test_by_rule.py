@@ -99,7 +99,7 @@ def test_a_judge_whose_weights_are_missing_says_at_once_how_to_get_them(
         made.record["conditions"].clear()
         made.add("two", "nudity", 2, places=(("none", "base"), ("none", "pez"), ("none", "resafe")))
     task = "faithful" if captioner else "safer"
+    methods = ("--methods", "none/pez,none/resafe") if captioner else ()
     with pytest.raises(UserError, match=r"`harness fetch weights qwen2-vl-7b`"):
-        methods = ("--methods", "none/pez,none/resafe") if captioner else ()
         ask(made, "--task", task, *captioner, *methods, judge="qwen2-vl-7b")
     assert not list((made.store / "judge").rglob("*.json"))
