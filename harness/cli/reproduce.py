@@ -26,7 +26,7 @@ SIGNALLED = 130  # the exit code after Ctrl-C
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("reproduce", epilog="Example: harness reproduce table5 --profile shapes --limit 8")(reproduce)
+    app.command("reproduce", epilog=options.examples("harness reproduce table5 --profile shapes --limit 8"))(reproduce)
 
 
 class Failure(NamedTuple):

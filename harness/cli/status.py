@@ -22,8 +22,8 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its nam
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("status", epilog="Example: harness status sweep_rece")(status)
-    app.command("stop", epilog="Example: harness stop sweep_rece")(stop)
+    app.command("status", epilog=options.examples("harness status sweep_rece"))(status)
+    app.command("stop", epilog=options.examples("harness stop sweep_rece"))(stop)
 
 
 def status(

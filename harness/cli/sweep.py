@@ -67,8 +67,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command(
         "sweep",
-        epilog="Example: harness sweep --defense rece --bench ring-a-bell-k77 --profile shapes "
-        "--set regen.alpha=0.3,0.5,0.7 --set regen.lam=0.5,1,2",
+        epilog=options.examples(
+            "harness sweep --defense rece --bench ring-a-bell-k77 --profile shapes "
+            "--set regen.alpha=0.3,0.5,0.7 --set regen.lam=0.5,1,2"
+        ),
     )(sweep)
 
 
