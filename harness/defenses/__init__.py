@@ -6,6 +6,7 @@ A *mechanism* is a module here, or one that another installed package brings by 
     PARAMS = MyParams         the class of its parameters, by which a card is checked before anything runs
     NEEDS = "unet"            what its backbone must offer (`BackboneCard.offers`); without it, "unet"
     LIBRARIES = ("scipy",)    distributions whose versions it depends on, beside those that draw; without it, none
+    ZERO = {"scale": 0.0}     parameters at which it changes nothing, for `harness conformance`; without it, none
     load(pipe, params, artefact) -> Defense
 
 and, where something must be made before it can run::
@@ -13,6 +14,7 @@ and, where something must be made before it can run::
     ARTEFACT = "unet-delta"   what kind of thing is made: one of KINDS
     build(pipe, params, context) -> tensors          makes it; see `BuildContext`; leaves ``pipe`` as it was
     estimate(params) -> BuildEstimate                its steps and images; left out where it takes seconds
+    QUICK = {"steps": 4}      parameters with which it takes seconds, for `harness conformance`; left out where it does
     read_weights(path, pipe) -> tensors              reads published weights whose files are not a UNet's
     check_artefact(tensors, pipe)                    refuses tensors that do not fit ``pipe``, naming keys; left
                                                      out by a "unet-delta", which is checked against the UNet
@@ -77,6 +79,15 @@ def plugin(mechanism: str) -> Plugin | None:
 def module_name(mechanism: str) -> str:
     """The dotted name of the mechanism's module."""
     return _find.module_name(mechanism)
+
+
+def declared(mechanism: str, name: str) -> Any:
+    """The plain value that a mechanism's module assigns to ``name``; None where it does not. Nothing is imported.
+
+    Raises:
+        UserError: unknown mechanism, or no plain value.
+    """
+    return _find.literal(mechanism, name, None)
 
 
 def libraries(mechanism: str) -> tuple[str, ...]:

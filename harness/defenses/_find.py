@@ -85,8 +85,13 @@ def constants(mechanism: str) -> dict[str, ast.expr]:
     source = fingerprint.source_file(module_name(mechanism))
     if source is None:
         raise ValueError(f"mechanism {mechanism!r} has no source")
-    assigned = [node for node in _parsed(source).body if isinstance(node, ast.Assign)]
-    return {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+    assigned: dict[str, ast.expr] = {}
+    for node in _parsed(source).body:
+        if isinstance(node, ast.Assign):
+            assigned |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            assigned[node.target.id] = node.value
+    return assigned
 
 
 def literal(mechanism: str, name: str, default: Any) -> Any:

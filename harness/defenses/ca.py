@@ -64,6 +64,8 @@ class CaParams(BuiltParams):
 
 
 PARAMS = CaParams
+QUICK = {"steps": 3, "images": 8}
+ZERO = {"steps": 0}
 ARTEFACT = "unet-delta"
 
 

@@ -82,6 +82,8 @@ class CoErasingParams(BuiltParams):
 
 
 PARAMS = CoErasingParams
+QUICK = {"steps": 2, "images": 2, "adapter_images": 4, "adapter_steps": 2, "start": {"steps": 2}}
+ZERO = {"steps": 0, "start": {"steps": 0}}
 
 
 def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[str, Tensor]:

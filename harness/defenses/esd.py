@@ -47,6 +47,8 @@ class EsdParams(BuiltParams):
 
 
 PARAMS = EsdParams
+QUICK = {"steps": 3}
+ZERO = {"steps": 0}
 ARTEFACT = "unet-delta"
 
 

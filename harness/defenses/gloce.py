@@ -81,6 +81,8 @@ class GloceParams(BuiltParams):
 
 
 PARAMS = GloceParams
+QUICK = {"images": 1}
+ZERO = {"begin_call": 1_000_000}
 
 
 class Layer:

@@ -44,6 +44,7 @@ LIBRARIES = ("peft",)
 
 
 PARAMS = MaceParams
+QUICK = {"steps": 2, "images": 2, "batch": 2}
 
 
 def build(pipe: Pipe, params: Mapping[str, Any], context: BuildContext) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class NegativeParams(Params):
 
 
 PARAMS = NegativeParams
+ZERO = {"phrases": [""]}
 
 
 class NegativePrompt(Defense):

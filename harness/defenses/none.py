@@ -18,6 +18,7 @@ class NoneParams(Params):
 
 
 PARAMS = NoneParams
+ZERO: dict[str, float] = {}
 
 
 def load(pipe: Pipe, params: Mapping[str, Any], artefact: Mapping[str, Tensor] | None) -> Defense:

@@ -53,6 +53,7 @@ class ReceParams(BuiltParams):
 
 
 PARAMS = ReceParams
+ZERO = {"epochs": 0, "start": {"erase_scale": 0.0}}
 ARTEFACT = "unet-delta"
 
 

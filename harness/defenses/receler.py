@@ -34,6 +34,8 @@ WEIGHTS = "eraser_weights.pt"  # the released code's file, beside eraser_config.
 _PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 PARAMS = RecelerParams
+QUICK = {"steps": 2, "adversarial_steps": 1}
+ZERO = {"steps": 0}
 
 
 class Erasers(Defense):

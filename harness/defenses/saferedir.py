@@ -90,6 +90,8 @@ class SaferedirParams(BuiltParams):
 
 
 PARAMS = SaferedirParams
+QUICK = {"steps": 3, "pairs": 8, "retained": 8, "batch": 8}
+ZERO = {"alpha_scale": 0.0}
 
 
 class Examples(NamedTuple):

@@ -57,6 +57,7 @@ class SafreeParams(Params):
 
 
 PARAMS = SafreeParams
+ZERO = {"alpha": 1e9, "negative_prompt": False}
 
 
 class Reading(NamedTuple):

@@ -50,6 +50,8 @@ class SalunParams(BuiltParams):
 
 
 PARAMS = SalunParams
+QUICK = {"steps": 3, "images": 4, "batch": 4}
+ZERO = {"steps": 0}
 ARTEFACT = "unet-delta"
 
 

@@ -43,6 +43,7 @@ class SldParams(Params):
 
 
 PARAMS = SldParams
+ZERO = {"warmup": 1_000_000}
 
 
 class Predictions(NamedTuple):

@@ -59,6 +59,7 @@ class UceParams(BuiltParams):
 
 
 PARAMS = UceParams
+ZERO = {"erase_scale": 0.0}
 ARTEFACT = "unet-delta"
 
 

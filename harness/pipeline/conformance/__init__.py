@@ -1,0 +1,1 @@
+"""The contract of defenses and scorers as rules that anybody's can be held to (``harness conformance``)."""
