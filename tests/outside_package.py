@@ -9,14 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_SCORER = "deaf/contrast.py"
+_LINE = "pyproject.toml, under [project.entry-points]"
 
 
 def shown() -> dict[str, str]:
     """File name to content of the package that CONTRIBUTING.md shows: each block's first line names its file."""
+    return {name: content for name, content in _blocks().items() if name not in (_SCORER, _LINE)}
+
+
+def with_scorer() -> dict[str, str]:
+    """The same with the scorer that CONTRIBUTING.md adds."""
+    blocks = _blocks()
+    return {**shown(), "pyproject.toml": blocks["pyproject.toml"] + blocks[_LINE], _SCORER: blocks[_SCORER]}
+
+
+def _blocks() -> dict[str, str]:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## A package of your own")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, flags=re.DOTALL)
-    return dict(blocks)
+    return dict(re.findall(r"```\w+\n# ([^\n]+)\n(.*?)```", section, flags=re.DOTALL))
 
 
 def write(folder: Path, files: Mapping[str, str]) -> Path:

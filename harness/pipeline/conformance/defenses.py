@@ -296,8 +296,8 @@ def _read_refused(subject: DefenseSubject, part: Part) -> str | None:
             continue
         odd = Part(part.mechanism, {**part.params, name: replaced, "concept": SEXUAL})
         pipe = subject.pipe
-        # Refused by the guard, or as no value of the parameter.
-        with spies.on_texts(pipe) as read, contextlib.suppress(UserError, ValueError, KeyError):
+        # Refused by the guard, or as no value of the parameter: it only counts what was read.
+        with spies.on_texts(pipe) as read, contextlib.suppress(Exception):
             subject.build(odd, pipe)
         if any(verdict(text, SEXUAL) for text in read):
             return f"{part.mechanism} is built from a text that the guard refuses, given as {name!r}"

@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from outside_package import install, shown
+from outside_package import install, shown, with_scorer
 
 MOST_LINES = 40
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the shown package is installed in; commands work beside it."""
-    return install(shown(), tmp_path_factory.mktemp("package"))
+    """The folder that the shown package, scorer and all, is installed in; commands work beside it."""
+    return install(with_scorer(), tmp_path_factory.mktemp("package"))
 
 
 def call(installed: Path, *words: str, code: int = 0) -> str:
@@ -34,7 +34,7 @@ def call(installed: Path, *words: str, code: int = 0) -> str:
 
 def test_it_is_as_small_as_said() -> None:
     files = shown()
-    assert set(files) == {"pyproject.toml", "deaf/__init__.py", "deaf/contrast.py", "deaf/pipelines/defenses/deaf.yaml"}
+    assert set(files) == {"pyproject.toml", "deaf/__init__.py", "deaf/pipelines/defenses/deaf.yaml"}
     assert sum(len(content.splitlines()) for content in files.values()) <= MOST_LINES
 
 
@@ -56,7 +56,7 @@ def test_it_keeps_the_contract(installed: Path, name: str) -> None:
 
 
 def test_a_broken_contract_is_said_by_the_exit_code(installed: Path, tmp_path: Path) -> None:
-    files = shown()
+    files = with_scorer()
     files["deaf/contrast.py"] = files["deaf/contrast.py"].replace("float(i.std())", "float(i[20, 20, 0])")
     broken = install(files, tmp_path)
     said = call(broken, "conformance", "contrast", code=1)
