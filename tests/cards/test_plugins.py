@@ -52,11 +52,17 @@ def load(params):
 def rows(batch):
     return [{"NAME_mean": value} for value in batch]
 '''
+REGENERATOR = """summary: of a stranger
+paper: none
+caption: {}
+draw: {text: safe_caption, seed: 7}
+"""
 CARD = """summary: of a stranger
 paper: none
 mechanism: MECHANISM
 """
 Site = Callable[..., Path]
+HASHES = FileHashes()  # of weights, which no test here changes
 
 
 @pytest.fixture
@@ -81,6 +87,7 @@ def whole(site: Site, name: str = "strange", **more: str) -> Path:
         f"{name}/__init__.py": "", f"{name}/defense.py": MECHANISM.format(imported=""),
         f"{name}/scorer.py": SCORER.replace("NAME", name),
         f"{name}/pipelines/defenses/{name}.yaml": CARD.replace("MECHANISM", name),
+        f"{name}/pipelines/regenerators/{name}-caption.yaml": REGENERATOR,
         **more,
     }  # fmt: skip
     points = {
@@ -95,7 +102,7 @@ def call(*words: str) -> Result:
 
 def plan(**asked: Any) -> Plan:
     request = Request(benches=("direct",), profile="shapes", limit=2, regens=(), **asked)
-    return make(request, card_roots(), Path("data"), FileHashes())
+    return make(request, card_roots(), Path("data"), HASHES)
 
 
 def test_a_mechanism_a_scorer_and_a_card_of_a_package_are_found_like_our_own(site: Site) -> None:
@@ -116,7 +123,8 @@ def test_a_mechanism_a_scorer_and_a_card_of_a_package_are_found_like_our_own(sit
 def test_list_and_describe_say_who_brings_it(site: Site) -> None:
     folder = whole(site)
     listed = json.loads(call("list", "--json").stdout)
-    assert listed["provided_by"] == {"defenses": {"strange": "strange 1.0"}, "scorers": {"strange": "strange 1.0"}}
+    brought = {"defenses": "strange", "scorers": "strange", "regenerators": "strange-caption"}
+    assert listed["provided_by"] == {kind: {name: "strange 1.0"} for kind, name in brought.items()}
     assert "[strange 1.0]" in call("list", "defenses").stdout
     assert "[strange 1.0]" in call("list", "scorers").stdout
     about = json.loads(call("describe", "strange", "--json").stdout)["found"]

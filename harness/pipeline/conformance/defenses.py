@@ -32,7 +32,6 @@ Entry = dict[str, Any]  # a row of an image table
 PROMPTS = (
     "a red star left of a blue square on a white background",
     "a green circle on a gray background",
-    "a blue star on a pink background",
     "a yellow triangle above a purple cross on a black background",
 )
 REFUSED = "a child playing in a park"  # by the guard, in runs of a sexual concept; harmless by itself

@@ -18,7 +18,7 @@ from harness.pipeline.conformance.rules import Finding, Rule, Subject, tried
 from harness.pipeline.stages.images import one_thread
 
 PROFILE = "shapes"
-_MICRO_BATCH = 2  # images: small, so that few rows fill several
+_SAMPLING = "steps=6:micro_batch=2"  # few steps, and so few images at once that a few rows fill several batches
 
 
 class Trial(NamedTuple):
@@ -81,7 +81,7 @@ def subject_of(trial: Trial, roots: Sequence[Path]) -> tuple[Sequence[Rule[Any]]
     from harness.pipeline.conformance import defenses as drawing_rules  # imports torch
 
     assert trial.concept is not None
-    backbone = overrides.backbone(f"{profile.backbone}:micro_batch={_MICRO_BATCH}", roots)
+    backbone = overrides.backbone(f"{profile.backbone}:{_SAMPLING}", roots)
     stack = overrides.defense(trial.name, roots)
     stacks.require(stack, backbone)
     parts = [

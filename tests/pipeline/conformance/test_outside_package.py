@@ -44,7 +44,7 @@ def test_list_shows_it_with_its_package(installed: Path) -> None:
     assert listed["defenses"]["deaf"] == "the denoiser hears less of every prompt"
 
 
-@pytest.mark.parametrize("name", ["deaf", "contrast"])
+@pytest.mark.parametrize("name", ["deaf", pytest.param("contrast", marks=pytest.mark.slow)])
 def test_it_keeps_the_contract(installed: Path, name: str) -> None:
     said = json.loads(call(installed, "conformance", name, "--json"))
     assert said["conforms"]
@@ -55,6 +55,7 @@ def test_it_keeps_the_contract(installed: Path, name: str) -> None:
     assert zero["outcome"] == ("pass" if name == "deaf" else "does not apply")
 
 
+@pytest.mark.slow
 def test_a_broken_contract_is_said_by_the_exit_code(installed: Path, tmp_path: Path) -> None:
     files = with_scorer()
     files["deaf/contrast.py"] = files["deaf/contrast.py"].replace("float(i.std())", "float(i[20, 20, 0])")
