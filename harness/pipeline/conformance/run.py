@@ -11,6 +11,7 @@ from harness.cards import overrides
 from harness.cards.defense import DefenseCard, DefenseStack
 from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
+from harness.cards.regenerator import RegeneratorCard
 from harness.defenses import stacked as stacks
 from harness.errors import UserError, nearest
 from harness.pipeline.conformance import scorers as image_rules
@@ -51,6 +52,11 @@ def trials(name: str, roots: Sequence[Path], concept: str | None = None) -> list
         scorers.columns(name)  # says what is wrong with a stranger's
         plugin = scorers.plugin(name)
         named.append(Trial("scorer", name, plugin.provider if plugin is not None else None, None))
+    if not named and name.partition(":")[0] in card_names(RegeneratorCard, roots):
+        raise UserError(
+            f"{name!r} is a regenerator, a card made of our own steps: it brings no code that a contract is about; "
+            "conformance is of defenses and scorers"
+        )
     if not named:
         known = [*cards, *stems]
         raise UserError(f"no defense or scorer {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
@@ -76,8 +82,9 @@ def subject_of(trial: Trial, roots: Sequence[Path]) -> tuple[Sequence[Rule[Any]]
     profile = load_card(ProfileCard, PROFILE, roots)
     if trial.kind == "scorer":
         params = profile.settings.get(trial.name, {})
-        scorers.load(trial.name, params)  # what is not on this machine is no departure from the contract
-        return image_rules.RULES, image_rules.ScorerSubject(trial.name, params)
+        subject = image_rules.ScorerSubject(trial.name, params)
+        _ = subject.used  # what is not on this machine is no departure from the contract
+        return image_rules.RULES, subject
     from harness.pipeline.conformance import defenses as drawing_rules  # imports torch
 
     assert trial.concept is not None

@@ -59,17 +59,25 @@ class ScorerSubject:
 
     stem: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    _used: scorers.Scorer | None = None
 
     def renew(self) -> None:
-        """Nothing is left behind: each rule loads the scorer anew."""
+        """What one rule leaves behind in a scorer, another may meet: the rule about it loads the scorer anew."""
 
     def loaded(self) -> scorers.Scorer:
         """The scorer, loaded anew."""
         return scorers.load(self.stem, self.params)
 
+    @property
+    def used(self) -> scorers.Scorer:
+        """The scorer that most rules share, since large ones take long to load."""
+        if self._used is None:
+            self._used = self.loaded()
+        return self._used
+
     def scores(self, images: Sequence[Image], scorer: scorers.Scorer | None = None, skip: Sequence[int] = ()) -> Scores:
         """What it says of images; beside each, where it wants one, a reference or a text, and None at ``skip``."""
-        call = scorer or self.loaded()
+        call = scorer or self.used
         others = scenes()[_SCENES : _SCENES + 1] * len(images)
         if scorers.pair(self.stem):
             beside: list[Any] = [_fitting(other, image) for (other, _), image in zip(others, images, strict=True)]
@@ -147,7 +155,7 @@ def determinism(subject: ScorerSubject) -> str | None:
         first = subject.scores(images, scorer)
     with stirred(2):
         again = subject.scores(images, scorer)
-        anew = subject.scores(images)
+        anew = subject.scores(images, subject.loaded())
     return _apart(first, again, "scored twice") or _apart(first, anew, "scored by the scorer loaded anew")
 
 
@@ -155,11 +163,12 @@ def memory(subject: ScorerSubject) -> str | None:
     images, scorer = subject.images, subject.loaded()
     half = len(images) // 2
     subject.scores(images[:half], scorer)
-    return _apart(subject.scores(images[half:]), subject.scores(images[half:], scorer), "scored after other images")
+    fresh = subject.scores(images[half:], subject.loaded())
+    return _apart(fresh, subject.scores(images[half:], scorer), "scored after other images")
 
 
 def batch_mates(subject: ScorerSubject) -> str | None:
-    images, scorer = subject.images, subject.loaded()
+    images, scorer = subject.images, subject.used
     whole = subject.scores(images, scorer)
     order = list(reversed(range(len(images))))
     if wrong := _apart(_chosen(whole, order), subject.scores([images[i] for i in order], scorer), "in another order"):
@@ -180,7 +189,7 @@ def untouched(subject: ScorerSubject) -> str | None:
 def degenerate(subject: ScorerSubject) -> str | None:
     """Images that show nothing have scores or codes, no NaN, and cost no other image its scores."""
     images = subject.images[:1]
-    expected, scorer = subject.scores(images), subject.loaded()
+    expected, scorer = subject.scores(images), subject.used
     for name, blank in blanks().items():
         try:
             scores = subject.scores([*images, blank], scorer)
@@ -198,7 +207,7 @@ def degenerate(subject: ScorerSubject) -> str | None:
 
 def errors(subject: ScorerSubject) -> str | None:
     images = subject.images[:2]
-    expected, scorer = subject.scores(images), subject.loaded()
+    expected, scorer = subject.scores(images), subject.used
     for name, odd in not_images().items():
         try:
             scores = subject.scores([images[0], odd, images[1]], scorer)

@@ -75,3 +75,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
 def test_a_concept_that_the_card_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="'uce' is not declared for concept 'picasso'"):
         trials("uce", ROOTS, "picasso")
+
+
+def test_a_regenerator_is_said_to_be_made_of_our_steps() -> None:
+    with pytest.raises(UserError, match="'resafe:alpha=0.5' is a regenerator, a card made of our own steps"):
+        trials("resafe:alpha=0.5", ROOTS)
