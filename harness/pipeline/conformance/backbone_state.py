@@ -46,15 +46,15 @@ def _module(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     yield f"{name} (hooks)", tuple(len(vars(module).get(hooks, ())) for hooks in _HOOKS)
     for kind in ("_parameters", "_buffers"):
         for key, tensor in vars(module)[kind].items():
-            yield f"{name}.{key}", None if tensor is None else _tensor(tensor)
+            yield f"{name}.{key}", None if tensor is None else of_tensor(tensor)
 
 
-def _tensor(tensor: Any) -> tuple[Any, ...]:
-    """A tensor's place, form and content."""
+def of_tensor(tensor: Any) -> tuple[Any, ...]:
+    """A tensor's place, form and content; equal for tensors that are the same bit for bit."""
     import torch
 
-    data = tensor.detach().to("cpu").contiguous().view(torch.uint8) if tensor.numel() else tensor
-    content = hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    flat = tensor.detach().to("cpu").reshape(-1).contiguous()  # also of one number
+    content = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
     return str(tensor.dtype), tuple(tensor.shape), str(tensor.device), tensor.requires_grad, content
 
 

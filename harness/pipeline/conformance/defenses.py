@@ -136,7 +136,7 @@ def _entries(table: pa.Table) -> list[Entry]:
 
 
 def _apart(first: Sequence[Entry], second: Sequence[Entry], told: str) -> str | None:
-    """``told`` and how many images differ; None where none does. Rows are matched by their prompts."""
+    """``told`` and how many images differ; None where none does. Rows are matched by their ids."""
     known = {entry["row_id"]: entry for entry in first}
     failed = next((e["error"] for e in (*first, *second) if e["error"] is not None), None)
     if failed is not None:
@@ -172,11 +172,10 @@ def building(subject: DefenseSubject) -> str | None:
 
 
 def _same_bits(first: Any, second: Any) -> bool:
-    import torch
-
-    if first is None or second is None or first.shape != second.shape or first.dtype != second.dtype:
+    """Whether two tensors are the same bit for bit, NaN included; a missing one is like none."""
+    if first is None or second is None:
         return False
-    return bool(torch.equal(first.view(torch.uint8), second.view(torch.uint8)))
+    return backbone_state.of_tensor(first) == backbone_state.of_tensor(second)
 
 
 def untouched(subject: DefenseSubject) -> str | None:
