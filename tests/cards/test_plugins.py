@@ -243,6 +243,11 @@ def test_a_broken_package_is_named_and_hinders_no_other_command(
         listed = call("list", kind)
         assert listed.exit_code == 0
         assert "strange-things 1.0" in listed.stderr
+
+
+def test_a_package_that_cannot_be_imported_hinders_neither_describing_nor_planning(site: Site) -> None:
+    points = {"defenses": {"strange": "strange"}, "scorers": {"strange": "strange"}}
+    site("strange", points, {"strange.py": "import no_such_library\n"})
     assert call("describe", "rece").exit_code == 0
     assert len(plan(defenses=("sld-max",)).conditions) == 2
 
