@@ -1,6 +1,6 @@
 """What the cells of a sweep share: 27 cells of alpha, lambda and tokens over one defense, counted from the store.
 
-    python -m benchmarks.sweep --rows 4 --iterations 50 > benchmarks/sweep.md
+    python -m benchmarks.sweep --rows 2 --iterations 20 > benchmarks/sweep.md
 
 Runs ``harness sweep`` in this process into a new store, counts the shards that are there, and runs the command again.
 """
@@ -60,8 +60,8 @@ def table(asked: Sweep, places: Places) -> list[str]:
 def main() -> None:
     """Run and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=20)
     args = parser.parse_args()
     asked = sweep(args.rows, args.iterations)
     with tempfile.TemporaryDirectory() as name:
@@ -73,7 +73,8 @@ def main() -> None:
                 asked, places, Resources(executor="inline"), Budget.parse("0"), lambda _: None, "benchmarks.sweep"
             )
         first = time.perf_counter() - started
-        assert finished.record is not None
+        if finished.record is None:
+            raise SystemExit(f"not complete: {finished.outcome}")
         assert len(finished.record["cells"]) == 27
         lines = table(asked, places)
         again = [sys.executable, "-m", "harness", *command(args.rows, args.iterations)]
