@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from harness.cards.backbone import BackboneCard
+from harness.cards.weights_ref import WeightsRef
 
 WORLD = Path(__file__).parents[1] / "harness/shapes/weights/sd"
 SAMPLED = {
@@ -181,7 +182,7 @@ def _flux() -> FluxPipeline:
 _MAKERS: dict[str, Callable[[], Any]] = {"tiny-sdxl": _sdxl, "tiny-sd3": _sd3, "tiny-flux": _flux}
 
 
-def publish(saved: Path, published: BackboneCard, cache: Path) -> Path:
+def publish(saved: Path, published: BackboneCard | WeightsRef, cache: Path) -> Path:
     """Lay ``saved`` out in a Hugging Face cache as the hub's repository is: those files and no other, by their names.
 
     Weights are cut into as many shards, text encoders keep their older key names, CLIP's tokenizers their two files.

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.cards.base import Amount, Card, Columns, Count, Kind, Revision
+from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision
+from harness.cards.places import is_local
 from harness.cards.weights_ref import WeightsRef, weights_of
 
 # Schedulers of diffusers that each family of pipelines can be sampled with; less those that no seed can repeat.
@@ -24,6 +25,24 @@ _SCHEDULERS = {
     "FluxPipeline": _FLOW_MATCHING,
 }
 
+SINGLE_FILES = (".safetensors", ".ckpt")  # of a whole pipeline in the names of its original code
+_UNPINNED = "a hub source needs its revision (40 hexadecimal digits) and its files"
+
+
+class Configuration(Model):
+    """Where the configuration and the tokenizer come from that a single file of weights goes with."""
+
+    source: str  # a folder of diffusers, or a hub id
+    revision: Revision | None = None
+    files: Columns = ()  # of a hub repository, those that are needed
+    name: str = "configuration"  # of the backbone card whose files these are
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Configuration:
+        if not is_local(self.source) and (self.revision is None or not self.files):
+            raise ValueError(_UNPINNED)
+        return self
+
 
 class BackboneCard(Card):
     """A text-to-image pipeline as released, and how it is sampled."""
@@ -31,9 +50,10 @@ class BackboneCard(Card):
     KIND: ClassVar[Kind] = "backbone"
 
     pipeline: str  # class of diffusers
-    source: str  # hub id, or "package:harness/..."
-    revision: Revision | None = None
+    source: str  # hub id, "package:harness/...", or a path: a folder of diffusers or one file of weights
+    revision: Revision | None = None  # of a hub repository; null, if said so: whatever commit this machine holds
     files: Columns = ()  # of a hub repository, those that are needed
+    configuration: Configuration | None = None  # of a single file; null: of the card that its names fit
     variant: str | None = None  # "fp16": weights are read from model.fp16.safetensors where there is such a file
     licence: str
     gated: bool = False
@@ -51,13 +71,31 @@ class BackboneCard(Card):
 
     @model_validator(mode="after")
     def _pinned(self) -> BackboneCard:
-        if not self.source.startswith("package:") and (self.revision is None or not self.files):
-            raise ValueError("a hub source needs its revision (40 hexadecimal digits) and its files")
+        said = self.revision is not None or "revision" in self.model_fields_set
+        if not is_local(self.source) and not (said and self.files):
+            raise ValueError(f"{_UNPINNED}; `revision: null` takes whatever commit this machine holds")
         return self
 
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the weights are one file of the user's own, without configuration and tokenizer."""
+        return is_local(self.source) and self.source.endswith(SINGLE_FILES)
+
     def weights(self) -> tuple[WeightsRef, ...]:
-        """The pipeline's own repository or folder."""
-        return (weights_of(self, "backbone", self.name, self.root),)
+        """The pipeline's own repository, folder or file; of a single file also the configuration it goes with."""
+        own = weights_of(self, "backbone", self.name, self.root)
+        if self.configuration is None:
+            return (own,)
+        beside = WeightsRef(
+            role="configuration",
+            name=self.configuration.name,
+            source=self.configuration.source,
+            revision=self.configuration.revision,
+            files=self.configuration.files,
+            licence=self.licence,
+            root=self.root,
+        )
+        return own, beside
 
     @property
     def schedulers(self) -> tuple[str, ...]:

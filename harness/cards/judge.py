@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision
+from harness.cards.places import is_local
 from harness.cards.weights_ref import WeightsRef, weights_of
 
 
@@ -47,7 +48,7 @@ class JudgeCard(Card):
     KIND: ClassVar[Kind] = "judge"
 
     backend: Literal["local", "openai", "shapes-oracle"]
-    source: str  # hub id, "package:harness/...", or the API's base URL
+    source: str  # hub id, "package:harness/...", a path, or the API's base URL
     revision: Revision | None = None
     files: Columns = ()  # of a hub repository, those that are needed
     licence: str
@@ -82,6 +83,6 @@ class JudgeCard(Card):
                 raise ValueError("an API's source is its base URL")
             if self.model is None:
                 raise ValueError("an API needs the name of its model")
-        elif not self.source.startswith("package:") and (self.revision is None or not self.files):
+        elif not is_local(self.source) and (self.revision is None or not self.files):
             raise ValueError("a hub source needs its revision (40 hexadecimal digits) and its files")
         return self

@@ -79,10 +79,20 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     Raises:
         UserError: an unknown card or key, a bad value.
     """
-    name, asked = parse(spec, "--backbone")
-    card = load_card(BackboneCard, name, roots)
-    if not asked:
+    name, _, changes = spec.partition(":")
+    return sampled(load_card(BackboneCard, name, roots), changes)
+
+
+def sampled(card: BackboneCard, changes: str) -> BackboneCard:
+    """The card sampled as ``changes`` say (``steps=25:guidance=5``); its name then says so too.
+
+    Raises:
+        UserError: an unknown key, a bad value.
+    """
+    if not changes:
         return card
+    spec = f"{card.name}:{changes}"
+    _, asked = parse(spec, "--backbone")
     keys = _changeable(card)
     known(spec, "--backbone", asked, keys, card.path)
     plain = card.model_dump() | {"path": card.path, "root": card.root}
@@ -93,7 +103,7 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     differ = [k for k in keys if getattr(changed, k) != getattr(card, k)]
     if "scheduler" in differ:
         _require_scheduler(spec, changed)
-    return changed.model_copy(update={"name": name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
+    return changed.model_copy(update={"name": card.name + "".join(f":{k}={said(getattr(changed, k))}" for k in differ)})
 
 
 def defense(spec: str, roots: Sequence[Path]) -> DefenseStack:

@@ -23,7 +23,7 @@ class Measures(Model):
 class ClipWeights(Model):
     """CLIP's weights: where they come from, and how they are held."""
 
-    source: str  # hub id, or "package:harness/..."
+    source: str  # hub id, "package:harness/...", or a path
     revision: Revision | None = None
     files: Columns = ()  # of a hub repository, those that are needed
     licence: str

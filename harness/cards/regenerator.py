@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from harness.cards.base import Amount, Card, Columns, Count, Kind, Model, Revision, Seed
+from harness.cards.places import is_local
 from harness.cards.weights_ref import WeightsRef, weights_of
 
 OWN_KEYS = ("text", "words", "memory_gb", "files", "licence", "gated", "lora")  # a card's own business
@@ -31,6 +32,20 @@ class Caption(Model):
     """Describe the image, list what is unsafe, rewrite (Section 3.1, Appendix D.1)."""
 
     vlm: str | None = None  # a judge card; null: the profile's captioner
+    # New tokens of an answer; null: 128 at full size, in the shapes world as its captioner was trained. What is longer
+    # is cut, and noted in the row (``caption-cut``).
+    caption_tokens: Count | None = None
+    list_tokens: Count | None = None
+    rewrite_tokens: Count | None = None
+
+    def lengths(self) -> dict[str, int]:
+        """New tokens of the answers whose length the card says, by their names."""
+        named = {
+            "unsafe_caption": self.caption_tokens,
+            "unsafe_components": self.list_tokens,
+            "safe_caption": self.rewrite_tokens,
+        }
+        return {name: length for name, length in named.items() if length is not None}
 
 
 class Optimise(Model):
@@ -85,7 +100,7 @@ class Lora(Model):
     def weights(self, name: str, root: Path) -> WeightsRef:
         """The one file; ``name`` is the regenerator's, ``root`` its card's."""
         return WeightsRef(
-            role="editor",
+            role="lora",
             name=name,
             source=self.source,
             revision=self.revision,
@@ -133,7 +148,7 @@ class Edit(Model):
 
     @model_validator(mode="after")
     def _whole(self) -> Edit:
-        if not self.source.startswith("package:") and not self.files:
+        if not is_local(self.source) and not self.files:
             raise ValueError("a hub source needs its files")
         if "{instruction}" not in self.template:
             raise ValueError("template needs '{instruction}'")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.cards.places import PACKAGE, locate
+from harness.cards.places import PACKAGE, is_local, is_path, locate
 from harness.errors import UserError
 
 HUB = "hub:"  # begins one file of a repository of the Hugging Face hub
@@ -21,7 +21,7 @@ class WeightsRef:
 
     role: str  # as messages call it: "backbone", "judge", "clip", "defense", "regenerator", "scorer"
     name: str  # what `harness fetch weights` takes
-    source: str  # a hub id, or "package:..."
+    source: str  # a hub id, "package:...", or an absolute path of the user's own
     licence: str  # as its owner names it
     revision: str | None = None  # commit of the hub's repository; None: the one that its branch main is at
     # Of a hub repository, the files that are needed. A name with `*` is a pattern that may match nothing; of names with
@@ -36,8 +36,18 @@ class WeightsRef:
         return self.source.startswith("package:")
 
     @property
-    def folder(self) -> Path:
-        """Where packaged weights lie."""
+    def is_own(self) -> bool:
+        """Whether the weights lie on a path that the user named."""
+        return is_path(self.source)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights are packaged or the user's own, not of the hub."""
+        return is_local(self.source)
+
+    @property
+    def place(self) -> Path:
+        """Where packaged weights and the user's own lie: a folder, or of the user's own perhaps one file."""
         return locate(self.source, self.root)
 
     @property

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from harness.cards.faults import value_fault
+from harness.cards.places import with_absolute_paths
 from harness.errors import UserError, nearest
 
 Place = tuple[str | int, ...]  # of a value in a card: keys and indices from the top
@@ -41,6 +42,7 @@ def parse(model: type[AnyModel], path: Path, root: Path) -> AnyModel:
         if key in content:
             raise UserError(f"{show(path)}:{lines[(key,)]}: unknown key {key!r} (a card's name is its file's stem)")
     try:
+        content = with_absolute_paths(content, path.absolute().parent)  # of the user's own weights: seen from the card
         # Strict and through JSON: `steps: yes` is no number, while a list may become a tuple.
         return model.model_validate_json(json.dumps({**content, **own}), strict=True)
     except ValidationError as error:

@@ -22,7 +22,6 @@ Defenses = Annotated[
 Concept = Annotated[
     str | None, typer.Option("--concept", help="What they remove: nudity, ... Default: every concept of their cards.")
 ]
-Backbone = Annotated[str | None, typer.Option("--backbone", help="Instead of the profile's.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +33,7 @@ def build(
     defense: Defenses,
     concept: Concept = None,
     profile: options.Profile = "paper",
-    backbone: Backbone = None,
+    backbone: options.Backbone = None,
     out: options.Out = options.OUT,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,

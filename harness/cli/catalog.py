@@ -21,6 +21,7 @@ from harness.cards.regenerator import RegeneratorCard
 from harness.cards.report import ReportCard
 from harness.cards.sweep import SweepCard
 from harness.cli import options
+from harness.errors import UserError
 from harness.pipeline import prerequisites
 
 # What a person types -> kind of card.
@@ -56,7 +57,7 @@ def list_(
     With --json: kinds, each with its names and summaries; and `provided_by`, the packages, where there are some.
     """
     from harness import scorers
-    from harness.errors import UserError, nearest
+    from harness.errors import nearest
 
     singular = {cls.KIND: plural for plural, cls in KINDS.items()} | {"scorer": "scorers"} | _ALSO
     kind = singular.get(kind, kind) if kind is not None else None
@@ -132,7 +133,7 @@ def describe(
     """
     from harness import scorers
     from harness.cards.load import card_names, load_card
-    from harness.errors import UserError, nearest
+    from harness.errors import nearest
 
     where = card_roots(cards)
     kinds = [k for k in KINDS.values() if name in card_names(k, where)]
@@ -166,7 +167,6 @@ def _scorer(stem: str) -> dict[str, Any]:
     import importlib
 
     from harness import scorers
-    from harness.errors import UserError
 
     module, brought = importlib.import_module(scorers.module_name(stem)), scorers.plugin(stem)
     try:
@@ -217,20 +217,69 @@ def diff(
 
 
 def doctor(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="With --random-weights: backbones, captioners, or a profile for its CLIP."),
+    ] = None,
     profile: options.Profile = "paper",
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Build the cards' models at full size without weights (all, or those named): parts, GB, and what does "
+            "not fit.",
+        ),
+    ] = False,
     store: options.StoreDir = options.STORE,
     data: options.Data = options.DATA,
     cards: options.Cards = None,
     json: options.Json = False,
 ) -> None:
     """Check this machine for a profile: versions, GPUs, disk, weights, benchmarks; exit code 1 if it cannot run."""
+    if random_weights:
+        _at_full_size(names or [], card_roots(cards), json)
+        return
+    if names:
+        raise UserError(f"doctor {' '.join(names)}: cards are named with --random-weights")
+    checks = _machine(profile, store, data, card_roots(cards))
+    if json:
+        options.emit(checks)
+    else:
+        for name, value in checks.items():
+            lines = value if isinstance(value, list) else [value]
+            typer.echo(f"{name:>18}  {lines[0] if lines else 'none'}")
+            for line in lines[1:]:
+                typer.echo(f"{'':>18}  {line}")
+    if not checks["ready"]:
+        raise typer.Exit(1)
+
+
+def _at_full_size(names: list[str], roots: list[Path], json: bool) -> None:
+    """Print what the cards' models are at full size; exit code 1 where something does not fit."""
+    from harness.pipeline import random_weights
+
+    checks = [random_weights.check(name, roots) for name in names or random_weights.checked_cards()]
+    if json:
+        options.emit({"cards": checks})
+    else:
+        for card in checks:
+            parts = ", ".join(f"{part} {about['million_parameters']:g}" for part, about in card["parts"].items())
+            memory = f"{card['weights_gb']:g} GB of weights in {card['dtype']}, memory_gb {card['memory_gb']:g}"
+            typer.echo(f"{card['card']:>20}  {parts} million parameters; {memory}")
+            for line in card["faults"]:
+                typer.echo(f"{'':>20}  does not fit: {line}")
+    if any(card["faults"] for card in checks):
+        raise typer.Exit(1)
+
+
+def _machine(profile: str, store: Path, data: Path, where: list[Path]) -> dict[str, Any]:
+    """What this machine has and lacks for a profile."""
     import shutil
 
-    from harness.pipeline import hardware
+    from harness.pipeline import hardware, scorer_files
     from harness.store import fingerprint
 
-    where = card_roots(cards)
-    card = load_card(ProfileCard, profile, where)
+    card = scorer_files.completed(load_card(ProfileCard, profile, where), data)
     benches = [b for b in load_cards(BenchmarkCard, where) if card.edition in b.editions]
     stems = sorted({s for concept in card.concepts for s in card.measures(concept).scorers})
     weights = prerequisites.missing(prerequisites.profile_weights(card, where), card, data, stems)
@@ -240,7 +289,7 @@ def doctor(
         ("torch", "diffusers", "transformers", "ray", "pyarrow", "nudenet", "onnxruntime", "numpy")
     )
     there = hardware.local()
-    checks = {
+    return {
         "profile": profile,
         "python": sys.version.split()[0],
         "versions": versions,
@@ -252,13 +301,3 @@ def doctor(
         "missing_benchmarks": lacking,
         "ready": not weights and len(lacking) < len(benches) and all(versions.values()),
     }
-    if json:
-        options.emit(checks)
-    else:
-        for name, value in checks.items():
-            lines = value if isinstance(value, list) else [value]
-            typer.echo(f"{name:>18}  {lines[0] if lines else 'none'}")
-            for line in lines[1:]:
-                typer.echo(f"{'':>18}  {line}")
-    if not checks["ready"]:
-        raise typer.Exit(1)

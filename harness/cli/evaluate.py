@@ -28,10 +28,6 @@ Regen = Annotated[
         "Default: the profile's. See `harness list regenerators`.",
     ),
 ]
-Backbone = Annotated[
-    str | None,
-    typer.Option("--backbone", help="Instead of the profile's; sampled otherwise as sd-1-4:steps=25:guidance=5."),
-]
 Concept = Annotated[
     str | None,
     typer.Option("--concept", help="What defense and regenerator remove, when not the benchmark's own concept."),
@@ -73,7 +69,7 @@ def evaluate(
     bench: Bench,
     profile: options.Profile = "paper",
     regen: Regen = None,
-    backbone: Backbone = None,
+    backbone: options.Backbone = None,
     concept: Concept = None,
     limit: Limit = None,
     ids: Ids = None,
@@ -125,7 +121,7 @@ def plan(
     bench: Bench,
     profile: options.Profile = "paper",
     regen: Regen = None,
-    backbone: Backbone = None,
+    backbone: options.Backbone = None,
     concept: Concept = None,
     limit: Limit = None,
     ids: Ids = None,

@@ -48,16 +48,34 @@ def bench(
     typer.echo(f"{name}: {fetched.rows} rows at {fetched.path} (sha256 {fetched.sha256[:16]})")
 
 
-@fetch.command("weights", epilog=options.examples("harness fetch weights sd-1-4", "harness fetch weights paper"))
+@fetch.command(
+    "weights",
+    epilog=options.examples(
+        "harness fetch weights sd-1-4",
+        "harness fetch weights paper",
+        "harness fetch weights q16 --from prompts.p",
+    ),
+)
 def weights(
     name: Annotated[str, typer.Argument(help="Backbone, judge, regenerator, scorer, or profile; see `harness list`.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", help="Your own copy of the file that a scorer reads: Q16's prompts."),
+    ] = None,
+    data: options.Data = options.DATA,
     cards: options.Cards = None,
     json: options.Json = False,
 ) -> None:
-    """Fetch published weights at the revision that their card pins, into the Hugging Face cache."""
+    """Fetch published weights at the revision that their card pins, into the Hugging Face cache.
+
+    With --from, store the file that a scorer cannot fetch by itself; every profile that names none of its own takes it.
+    """
     from harness.models import weights as published
     from harness.pipeline.prerequisites import find_weights
 
+    if file is not None:
+        _import(name, file, data, json)
+        return
     fetched = []
     for wanted in find_weights(name, card_roots(cards)):
         path = published.fetch(wanted, os.environ.get("HF_TOKEN"))
@@ -66,3 +84,16 @@ def weights(
             typer.echo(f"{wanted.name}: {wanted.source} at {path} ({wanted.licence})")
     if json:
         options.emit({"weights": fetched})
+
+
+def _import(stem: str, file: Path, data: Path, json: bool) -> None:
+    """Store a scorer's file, and say where."""
+    from harness.pipeline.scorer_files import import_file
+
+    done = import_file(stem, file, data)
+    if json:
+        options.emit({"path": str(done.path), "sha256": done.sha256, "warning": done.warning})
+        return
+    if done.warning:
+        typer.echo(f"warning: {done.warning}", err=True)
+    typer.echo(f"{stem}: {done.path} (sha256 {done.sha256[:16]})")

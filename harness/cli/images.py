@@ -159,7 +159,7 @@ def regen(
         typer.Option("--regen", "-r", help="Regenerators, comma separated. Default: the profile's, ReSafe."),
     ] = None,
     profile: options.Profile = "paper",
-    backbone: Annotated[str | None, typer.Option("--backbone", help="What draws, instead of the profile's.")] = None,
+    backbone: options.Backbone = None,
     save: Annotated[
         Path | None,
         typer.Option("--save", help="Write the new images here, a subfolder per regenerator."),

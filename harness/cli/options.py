@@ -33,6 +33,14 @@ Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="Folde
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output; everything else on standard error.")
 ]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="What draws, instead of the profile's: a card, or the path of a diffusers folder or of one .safetensors "
+        "or .ckpt file; sampled otherwise as sd-1-4:steps=25:guidance=5.",
+    ),
+]
 
 LARGEST_SEED = 2**63 - 1  # half of what a row can hold: a prompt's further samples take the seeds that follow
 Seed = Annotated[

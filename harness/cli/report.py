@@ -40,6 +40,15 @@ Reveal = Annotated[
         "folder; the page shows them where you choose its files.",
     ),
 ]
+Curve = Annotated[
+    bool, typer.Option("--curve", help="ASR of a run against the threshold: CSV, JSON, PNG. Loads no model.")
+]
+TwoPolicies = Annotated[
+    str | None,
+    typer.Option(
+        "--disagreement", help="Where two policies of a run disagree, per score band: resafe-nudity-0.45,opennsfw-0.8."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,9 +69,7 @@ def report(
     figures: Plots = None,
     reveal: Reveal = None,
     store: options.StoreDir = options.STORE,
-    curve: Annotated[
-        bool, typer.Option("--curve", help="ASR of a run against the threshold: CSV, JSON, PNG. Loads no model.")
-    ] = False,
+    curve: Curve = False,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +77,7 @@ def report(
             help="Of a table: count the stored scores anew by this one. With --curve: whose threshold moves.",
         ),
     ] = None,
+    disagreement: TwoPolicies = None,
     cards: options.Cards = None,
     as_json: options.Json = False,
 ) -> None:
@@ -86,6 +94,8 @@ def report(
     folder = _folder_of(name, out)
     if curve:
         _curve(folder, policy, to, cards, as_json)
+    elif disagreement is not None:
+        _disagreement(folder, options.split(disagreement), to, cards, as_json)
     elif figures is not None:
         _figures(folder, figures, cards, as_json)
     elif reveal is not None:
@@ -237,3 +247,22 @@ def _curve(run: Path, policy: str | None, to: Path | None, cards: Path | None, a
         return
     for path in paths:
         typer.echo(str(path))
+
+
+def _disagreement(run: Path, named: tuple[str, ...], to: Path | None, cards: Path | None, as_json: bool) -> None:
+    """Print where two policies of a run's stored scores disagree."""
+    from harness.report import disagreement
+    from harness.report.stored_run import read_record
+    from harness.store.shards import read
+
+    if len(named) != 2:
+        raise UserError(f"--disagreement {','.join(named)!r}: takes two policies; see `harness list policies`")
+    read_record(run)  # a run that is not there is refused with those that are
+    first, second = (load_card(PolicyCard, name, card_roots(cards)) for name in named)
+    crossed = disagreement.assemble(read(run / "scores.parquet"), first, second)
+    if not crossed:
+        raise UserError(f"{run}: no row has a verdict by both {first.name} and {second.name}")
+    if as_json:
+        options.emit({"policies": named, "disagreement": disagreement.plain(crossed)})
+    else:
+        print_text(disagreement.markdown(crossed, first, second), to)

@@ -30,7 +30,7 @@ from harness.data.concepts import ARTISTS
 from harness.data.guard import guard
 from harness.data.hub import cached_file
 from harness.errors import UserError, nearest
-from harness.models import loading, progress, schedulers
+from harness.models import loading, progress, schedulers, weights
 from harness.store.fingerprint import FileHashes
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ def identity(edit: Edit, root: Path, hashes: FileHashes | None = None, name: str
     identities: dict[str, Any] = {}
     for part, source in zip(("base", "lora"), pinned(edit, name).weights(name, root), strict=False):
         identities[part] = source.revision
-        if source.is_packaged:
+        if source.is_local:
             folder = _folder(source.source, root)
-            identities[part] = hashes.of_folder(folder) if part == "base" else hashes.of(_file(folder, source))
+            whole = weights.identity(source, hashes) if part == "base" else None
+            identities[part] = hashes.of(_file(folder, source)) if whole is None else whole
     return identities
 
 
@@ -114,8 +115,8 @@ def load(edit: Edit, root: Path, device: str = "cpu", name: str = "NAME") -> Dif
     # A checker would turn images black that are to be counted.
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     taken = inspect.signature(cls.__init__).parameters
-    source = str(_folder(edit.source, root)) if edit.source.startswith("package:") else edit.source
     own = edit.weights(name, root)[0]
+    source = str(_folder(edit.source, root)) if own.is_local else edit.source
     with loading.loading(f"regenerator {name}", _shown(own), _get(own, name), pipeline=True):
         pipe = cls.from_pretrained(
             source,
@@ -269,7 +270,7 @@ def _pairs(path: Path) -> int:
 
 
 def _lora_file(source: WeightsRef, root: Path, name: str) -> Path:
-    if source.source.startswith("package:"):
+    if source.is_local:
         return _file(_folder(source.source, root), source)
     path = cached_file(source.source, source.files[0], source.revision)
     if path is None:
@@ -293,7 +294,7 @@ def _file(folder: Path, source: WeightsRef) -> Path:
 
 def _commit(source: WeightsRef, name: str) -> str | None:
     """The commit of an unpinned hub source that this machine holds; None for a local one."""
-    if source.source.startswith("package:"):
+    if source.is_local:
         return None
     path = cached_file(source.source, source.files[0], source.revision)
     if path is None:
@@ -314,7 +315,7 @@ def _shown(source: WeightsRef) -> str:
 
 def _get(source: WeightsRef, name: str) -> str:
     """How to get what is not there; nothing for what lies in the package."""
-    if source.source.startswith("package:"):
+    if source.is_local:
         return ""
     gate = f"; gated: accept the terms at https://huggingface.co/{source.source} first" if source.gated else ""
     return f"get them with `harness fetch weights {name}`{gate}"

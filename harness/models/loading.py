@@ -51,13 +51,13 @@ def loading(what: str, source: str, get: str = "", *, pipeline: bool = False) ->
     with ExitStack() as changed:
         changed.enter_context(_ALONE)
         changed.enter_context(_offline())
-        changed.enter_context(_reporting(what, PreTrainedModel))
+        changed.enter_context(_reporting(what, source, PreTrainedModel))
         if pipeline:
             from diffusers import ModelMixin
             from diffusers.utils import logging as beside
 
             beside.disable_progress_bar()
-            changed.enter_context(_reporting(what, ModelMixin))
+            changed.enter_context(_reporting(what, source, ModelMixin))
         try:
             yield
         except UserError:
@@ -74,7 +74,7 @@ def loading(what: str, source: str, get: str = "", *, pipeline: bool = False) ->
 
 
 @contextmanager
-def _reporting(what: str, base: Any) -> Iterator[None]:
+def _reporting(what: str, source: str, base: Any) -> Iterator[None]:
     """Have every model of class ``base`` checked: the report is asked for that its library otherwise only warns of.
 
     diffusers passes no such wish on to the parts of a pipeline, so it is put where all of them come by.
@@ -85,7 +85,7 @@ def _reporting(what: str, base: Any) -> Iterator[None]:
         asked = kwargs.pop("output_loading_info", False)
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # else neither is named
         model, report = plain.__func__(cls, pretrained_model_name_or_path, *args, **options)
-        _check(what, str(pretrained_model_name_or_path), model, report)
+        _check(what, str(pretrained_model_name_or_path or source), model, report)
         return (model, report) if asked else model
 
     setattr(base, "from_pretrained", classmethod(reporting))  # noqa: B010 (a method, to mypy)

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from harness.cards.places import locate
 from harness.data.guard import guard
 from harness.errors import UserError, nearest
-from harness.models import loading, progress, schedulers
+from harness.models import loading, progress, schedulers, single_file
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -70,21 +69,26 @@ def load(card: BackboneCard, device: str = "cpu") -> DiffusionPipeline:
     """
     cls = _class(card, card.pipeline)
     _check(card, cls)
-    packaged = card.source.startswith("package:")
-    source = str(locate(card.source, card.root)) if packaged else card.source.removeprefix("hub:")
+    own = card.weights()[0]
+    source = str(own.place) if own.is_local else card.source.removeprefix("hub:")
     taken = inspect.signature(cls.__init__).parameters
-    how = "" if packaged else f"get them with `harness fetch weights {card.name}`, or "
+    left_out = {key: value for key, value in _LEFT_OUT.items() if key in taken}
+    how = "" if own.is_local else f"get them with `harness fetch weights {card.name}`, or "
     how += "use --profile shapes, which needs none"
+    dtype = getattr(torch, card.dtype)
     with loading.loading(f"backbone {card.name}", source, how, pipeline=True):
-        pipe = cls.from_pretrained(
-            source,
-            revision=None if packaged else card.revision,
-            variant=card.variant,
-            dtype=getattr(torch, card.dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            **{key: value for key, value in _LEFT_OUT.items() if key in taken},
-        )
+        if card.is_single_file:
+            pipe = single_file.load(card, cls, dtype, left_out)
+        else:
+            pipe = cls.from_pretrained(
+                source,
+                revision=None if own.is_local else card.revision,
+                variant=card.variant,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                **left_out,
+            )
     if card.scheduler:
         pipe.scheduler = schedulers.changed(f"backbone {card.name}", pipe.scheduler, card.scheduler)
     progress.follow(pipe)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
+# What prepares images: PIL's resampling, whatever else is installed. torchvision's gives other pixels, and so captions.
+IMAGE_BACKEND = "pil"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Turn:
     prompt: str
     max_new_tokens: int = 64
     clean: Callable[[str], str] | None = None
+
+
+class Answer(str):
+    """What a model said, without white space around it, and whether its length cut it before the model had ended it."""
+
+    cut: bool
+
+    def __new__(cls, text: str, cut: bool = False) -> Answer:
+        made = super().__new__(cls, text.strip())
+        made.cut = cut
+        return made
 
 
 def fill(prompt: str, answers: Mapping[str, str]) -> str:
@@ -52,15 +65,15 @@ def load(params: Mapping[str, Any], device: str = "cpu") -> Captioner:
         UserError: the weights are not on this machine (nothing is downloaded here), damaged, or do not fill the model.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     source, revision = loading.place(str(params["source"])), params.get("revision")
+    where: dict[str, Any] = {"revision": revision, "local_files_only": True}
     with loading.loading(f"captioner {params['source']!r}", source):
-        processor = AutoProcessor.from_pretrained(source, revision=revision, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(source, **where)
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend=IMAGE_BACKEND, **where)
         dtype = getattr(torch, params.get("dtype", "float32"))
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, local_files_only=True, dtype=dtype
-        )
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **where)
     return Captioner(model.to(device).eval(), processor, micro_batch=int(params.get("micro_batch", 16)))
 
 
@@ -71,16 +84,16 @@ class Captioner:
         self.model, self.processor, self.micro_batch = model, processor, micro_batch
         self.processor.tokenizer.padding_side = "left"
 
-    def converse(self, images: Sequence[Image | NDArray[np.uint8]], turns: Sequence[Turn]) -> list[list[str]]:
+    def converse(self, images: Sequence[Image | NDArray[np.uint8]], turns: Sequence[Turn]) -> list[list[Answer]]:
         """Ask every turn, in order, about every image; later turns see the earlier answers.
 
         Partial micro-batches are padded by repeating their last image, so that an answer does not
         depend on how many images were asked about.
 
         Returns:
-            For each image its answers, one a turn, stripped of white space.
+            For each image its answers, one a turn.
         """
-        answers: list[list[str]] = []
+        answers: list[list[Answer]] = []
         for start in range(0, len(images), self.micro_batch):
             batch = [_image(image) for image in images[start : start + self.micro_batch]]
             count = len(batch)
@@ -89,10 +102,10 @@ class Captioner:
             progress.rows(count)
         return answers
 
-    def _converse(self, images: list[Image], turns: Sequence[Turn]) -> list[list[str]]:
+    def _converse(self, images: list[Image], turns: Sequence[Turn]) -> list[list[Answer]]:
         histories: list[list[dict[str, Any]]] = [[] for _ in images]
         quoted: list[dict[str, str]] = [{} for _ in images]
-        said: list[list[str]] = [[] for _ in images]
+        said: list[list[Answer]] = [[] for _ in images]
         for turn in turns:
             for history, known in zip(histories, quoted, strict=True):
                 content = [] if history else [{"type": "image"}]
@@ -101,10 +114,10 @@ class Captioner:
             for i, answer in enumerate(self._answer(images, histories, turn)):
                 said[i].append(answer)
                 quoted[i][turn.name] = turn.clean(answer) if turn.clean else answer
-                histories[i].append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+                histories[i].append({"role": "assistant", "content": [{"type": "text", "text": str(answer)}]})
         return said
 
-    def _answer(self, images: list[Image], histories: list[list[dict[str, Any]]], turn: Turn) -> list[str]:
+    def _answer(self, images: list[Image], histories: list[list[dict[str, Any]]], turn: Turn) -> list[Answer]:
         import torch
 
         texts = [self.processor.apply_chat_template(h, add_generation_prompt=True, tokenize=False) for h in histories]
@@ -116,7 +129,14 @@ class Captioner:
         with torch.inference_mode():
             ids = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=turn.max_new_tokens)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        return [Answer(text, cut) for text, cut in zip(texts, self._cut(new), strict=True)]
+
+    def _cut(self, new: Any) -> list[bool]:
+        """Of each answer's token ids (n, length) whether none ends it; never of a model without an end token."""
+        ends = self.model.generation_config.eos_token_id
+        known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        return [bool(known) and not any(token in known for token in ids) for ids in new.tolist()]
 
 
 def _image(image: Image | NDArray[np.uint8]) -> Image:

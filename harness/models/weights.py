@@ -1,12 +1,12 @@
 """Published weights on this machine: whether they are here, how to get them, what identifies them.
 
-They lie in the package or in the Hugging Face cache, at the revision that their card pins; whether they are there is
-asked of the disk alone.
+They lie in the package, on a path of the user's own, or in the Hugging Face cache at the revision that their card pins;
+whether they are there is asked of the disk alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from harness.cards.weights_ref import WeightsRef
 from harness.cards.yaml_file import show
 from harness.data.hub import cache_folder, cached_file, reason, token_of
 from harness.errors import UserError
+from harness.models import local_weights
 from harness.store.fingerprint import FileHashes
 
 _OF_A_WHOLE_MODEL = ("model_index.json", "config.json")  # one of them is in any folder of a whole model
@@ -22,8 +23,11 @@ _OF_A_WHOLE_MODEL = ("model_index.json", "config.json")  # one of them is in any
 def missing(weights: WeightsRef) -> list[str]:
     """A line that says how to get the weights, if they are not on this machine; else empty. Asks no network."""
     required = weights.required_files
+    if weights.is_own:
+        fault = local_weights.fault(weights)
+        return [] if fault is None else [fault]
     if weights.is_packaged:
-        folder = weights.folder
+        folder = weights.place
         absent = _absent(required, lambda name: (folder / name).is_file())
         is_model = bool(required) or any((folder / name).is_file() for name in _OF_A_WHOLE_MODEL)
         if folder.is_dir() and is_model and not absent:
@@ -46,11 +50,11 @@ def fetch(weights: WeightsRef, token: str | None = None) -> Path:
     Raises:
         UserError: no access, no network, or a file that the card names and the repository does not hold.
     """
-    if weights.is_packaged:
+    if weights.is_local:
         lines = missing(weights)
         if lines:
             raise UserError(lines[0])
-        return weights.folder
+        return weights.place
     folder = _download(weights, [name.partition("|")[0] for name in weights.files], token)
 
     def is_here(name: str) -> bool:
@@ -70,14 +74,57 @@ def fetch(weights: WeightsRef, token: str | None = None) -> Path:
 
 
 def identity(weights: WeightsRef, hashes: FileHashes) -> Any:
-    """What identifies weights in a fingerprint: the hub's revision, or each packaged file's sha256."""
-    return hashes.of_folder(weights.folder) if weights.is_packaged else weights.revision
+    """What identifies weights in a fingerprint: the hub's commit, or the sha256 of each local file, wherever it lies.
+
+    Raises:
+        UserError: the user's own weights are not there, or not whole.
+    """
+    if weights.is_own:
+        fetch(weights)  # refuses what is not whole
+        place = weights.place
+        return {path.relative_to(place).as_posix(): hashes.of(path) for path in files(weights)}
+    return hashes.of_folder(weights.place) if weights.is_packaged else commit(weights)
+
+
+def commit(weights: WeightsRef) -> str | None:
+    """The commit of weights of the hub: the one that is pinned, else the one that this machine holds; None: local ones.
+
+    Raises:
+        UserError: unpinned, and not on this machine.
+    """
+    if weights.is_local or weights.revision is not None:
+        return weights.revision
+    return folder(weights).name  # .../snapshots/<commit>
+
+
+def identities(references: Sequence[WeightsRef], hashes: FileHashes) -> Any:
+    """What identifies a model's weights: of one reference as ``identity``, of several by their roles."""
+    if len(references) == 1:
+        return identity(references[0], hashes)
+    return {weights.role: identity(weights, hashes) for weights in references}
+
+
+def folder(weights: WeightsRef) -> Path:
+    """Where weights lie on this machine: a folder, or of the user's own perhaps one file.
+
+    Raises:
+        UserError: they are not here.
+    """
+    if weights.is_local:
+        return weights.place
+    name = weights.required_files[0]
+    path = cached_file(weights.source, name, weights.revision)
+    if path is None:
+        raise UserError(missing(weights)[0])
+    return path.parents[name.count("/")]
 
 
 def files(weights: WeightsRef) -> list[Path]:
-    """The files that are on this machine, of those that the card names; of a packaged folder all."""
+    """The files that are on this machine, of those that the card names; of a local folder all."""
+    if weights.is_own:
+        return local_weights.read_files(weights.place)
     if weights.is_packaged:
-        return sorted(p for p in weights.folder.rglob("*") if p.is_file())
+        return sorted(p for p in weights.place.rglob("*") if p.is_file())
     names = [name.split("|") for name in weights.required_files]
     cached = [[cached_file(weights.source, n, weights.revision) for n in either] for either in names]
     return [path for either in cached for path in either if path is not None]

@@ -20,6 +20,7 @@ from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
 from harness.defenses import artefact_kind, stacked
 from harness.errors import UserError
+from harness.models import own_backbone
 from harness.pipeline import prerequisites
 from harness.pipeline.plan import Plan
 from harness.pipeline.request import Places, Request
@@ -68,7 +69,7 @@ def prepare(request: Request, places: Places) -> Plan:
     Store.check(places.store)
     roots = places.roots
     profile = load_card(ProfileCard, request.profile, roots)
-    backbone = overrides.backbone(request.backbone or profile.backbone, roots)
+    backbone = own_backbone.backbone(request.backbone or profile.backbone, roots)
     specs = Specs(profile, backbone, roots, FileHashes(_hashes(places.store)))
     wanted = [(d, c) for d in _defenses(request, specs) for c in _concepts(d, request.concept, profile.edition)]
     needed = [*backbone.weights(), *(ref for d, c in wanted for ref in d.weights(profile.edition, c))]

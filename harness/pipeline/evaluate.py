@@ -119,7 +119,7 @@ def prepare(request: Request, places: Places, hashes: FileHashes | None = None) 
     """
     Store.check(places.store)
     accepted.check(request.accept_change)
-    chosen = choose(request, places.roots)
+    chosen = choose(request, places.roots, places.data)
     prerequisites.require(
         prerequisites.prerequisites(request, chosen, places.roots),
         chosen.profile,

@@ -138,7 +138,7 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     Raises:
         UserError: an unknown name, a malformed card or file, nothing to do.
     """
-    chosen = choose(request, roots)
+    chosen = choose(request, roots, data)
     profile, backbone = chosen.profile, chosen.backbone
     builder = ConditionBuilder(request, chosen, Specs(profile, backbone, roots, hashes))
     conditions = [builder.imported()] if request.images else _benchmarks(builder, data)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import scorers
-from harness.cards import overrides
 from harness.cards.backbone import BackboneCard
 from harness.cards.base import Card
 from harness.cards.benchmark import BenchmarkCard
 from harness.cards.defense import DefenseCard
 from harness.cards.judge import JudgeCard
 from harness.cards.load import card_names, load_card
+from harness.cards.places import is_path
 from harness.cards.profile import ProfileCard
 from harness.cards.regenerator import RegeneratorCard
 from harness.cards.scorer_ref import ScorerRef
@@ -22,7 +22,7 @@ from harness.cards.yaml_file import show
 from harness.data.benchmarks import file_of
 from harness.data.fetch import how_to_get
 from harness.errors import UserError, nearest
-from harness.models import weights
+from harness.models import own_backbone, weights
 from harness.pipeline.request import Chosen, Request
 from harness.pipeline.stage_specs import Specs
 from harness.store import fingerprint
@@ -48,7 +48,7 @@ def prerequisites(request: Request, chosen: Chosen, roots: Sequence[Path]) -> li
             specs.clip()
             needed += chosen.profile.weights()
         if regen.draw is not None and regen.draw.backbone is not None:
-            needed += overrides.backbone(regen.draw.backbone, roots).weights()
+            needed += own_backbone.backbone(regen.draw.backbone, roots).weights()
         if regen.edit is not None:
             needed += regen.edit.weights(regen.card.name, regen.card.root)
     return needed
@@ -61,7 +61,7 @@ def profile_weights(profile: ProfileCard, roots: Sequence[Path]) -> list[Weights
         UserError: it names a card that is not there.
     """
     captioner = load_card(JudgeCard, profile.captioner, roots).weights() if profile.captioner is not None else ()
-    return [*overrides.backbone(profile.backbone, roots).weights(), *captioner, *profile.weights()]
+    return [*own_backbone.backbone(profile.backbone, roots).weights(), *captioner, *profile.weights()]
 
 
 def find_weights(name: str, roots: Sequence[Path]) -> list[WeightsRef]:
@@ -70,15 +70,18 @@ def find_weights(name: str, roots: Sequence[Path]) -> list[WeightsRef]:
     Raises:
         UserError: no such name (with the nearest), or nothing to fetch under it.
     """
+    if is_path(name):
+        return list(own_backbone.backbone(name, roots).weights())
     name = name.partition(":")[0]  # the weights are the same however they are sampled
-    kinds: tuple[type[Card], ...] = (BackboneCard, JudgeCard, DefenseCard, RegeneratorCard)
-    all_kinds: tuple[type[Card], ...] = (*kinds, ProfileCard)
+    kinds: tuple[type[Card], ...] = (JudgeCard, DefenseCard, RegeneratorCard)
+    all_kinds: tuple[type[Card], ...] = (BackboneCard, *kinds, ProfileCard)
     names = {kind: card_names(kind, roots) for kind in all_kinds}
     stems = scorers.names()
     known = sorted({*stems, *(n for group in names.values() for n in group)})
     if name not in known:
         raise UserError(f"no weights {name!r}{nearest(name, known)} (there are those of: {', '.join(known)})")
-    references = [ref for kind in kinds if name in names[kind] for ref in load_card(kind, name, roots).weights()]
+    references = [*own_backbone.backbone(name, roots).weights()] if name in names[BackboneCard] else []
+    references += [ref for kind in kinds if name in names[kind] for ref in load_card(kind, name, roots).weights()]
     if name in names[ProfileCard]:
         references += profile_weights(load_card(ProfileCard, name, roots), roots)
     if name in stems:

@@ -16,6 +16,8 @@ from harness.cards.load import card_names, load_card
 from harness.cards.profile import ProfileCard
 from harness.defenses import stacked
 from harness.errors import UserError
+from harness.models import own_backbone
+from harness.pipeline import scorer_files
 from harness.regenerators import variants
 from harness.regenerators.variants import Regenerator
 
@@ -54,15 +56,20 @@ class Chosen(NamedTuple):
     named: frozenset[str]  # names of the defenses that were asked for one by one, not by "all"
 
 
-def choose(request: Request, roots: Sequence[Path]) -> Chosen:
+def choose(request: Request, roots: Sequence[Path], data: Path | None = None) -> Chosen:
     """Load every card that ``request`` names; "all" means benchmarks that the profile has an edition of, and defenses
     that work with the backbone; of their pairs those for which the defense is declared (``Plan.left_out``).
+
+    Args:
+        request: the names.
+        roots: folders that hold cards.
+        data: folder where ``harness fetch`` puts files: those of scorers complete the profile.
 
     Raises:
         UserError: an unknown name or a malformed card.
     """
-    profile = load_card(ProfileCard, request.profile, roots)
-    backbone = overrides.backbone(request.backbone or profile.backbone, roots)
+    profile = scorer_files.completed(load_card(ProfileCard, request.profile, roots), data)
+    backbone = own_backbone.backbone(request.backbone or profile.backbone, roots)
     asked_for = [] if request.images else _names(request.benches, BenchmarkCard, roots)
     benches = [load_card(BenchmarkCard, b, roots) for b in asked_for]
     if "all" in request.benches:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import defenses, scorers
-from harness.cards import overrides
 from harness.cards.backbone import BackboneCard
 from harness.cards.defense import DefenseStack
 from harness.cards.judge import JudgeCard
 from harness.cards.load import load_card
-from harness.cards.places import locate
+from harness.cards.places import locate, placeless
 from harness.cards.profile import ClipWeights, ProfileCard
 from harness.cards.scorer_ref import ScorerRef
 from harness.data import guard
 from harness.defenses import stacked
 from harness.errors import UserError
-from harness.models import weights
+from harness.models import own_backbone, weights
+from harness.models.vision_language import IMAGE_BACKEND
 from harness.pipeline import defense_layers, stage_kinds
 from harness.pipeline.spec import Source, StageSpec
 from harness.pipeline.stage_kinds import declared
@@ -76,16 +76,18 @@ class Specs:
         """
         from harness.regenerators import questions
 
-        asked = questions.turns(self.profile.edition, concept)
+        lengths = regen.caption.lengths() if regen.caption else {}
+        asked = questions.turns(self.profile.edition, concept, lengths)
         card = self.captioner(regen)
         worker = {
             "vlm": self._held(card) | {"source": self._source(card.source, card.root)},
             "edition": self.profile.edition,
             "concept": concept,
+            "lengths": lengths,
         }
         key = {
             "schema": VERSION,
-            "vlm": self._held(card) | {"name": card.name},
+            "vlm": placeless(self._held(card)) | {"name": card.name, "image_processor": IMAGE_BACKEND},
             "weights": weights.identity(card.weights()[0], self.hashes),
             "turns": [[t.name, t.prompt, t.max_new_tokens] for t in asked],
             "libraries": _versions("caption"),
@@ -148,7 +150,7 @@ class Specs:
         """
         assert regen.draw is not None
         other = regen.draw.backbone
-        backbone = overrides.backbone(other, self.roots) if other else self.backbone
+        backbone = own_backbone.backbone(other, self.roots) if other else self.backbone
         drawing, key, builds = self._drawing(backbone, defense, concept)
         worker = {
             "drawing": drawing,
@@ -185,7 +187,7 @@ class Specs:
             "schema": VERSION,
             "guard": guard.VERSION,
             "variant": regen.variant,
-            "edit": settings,
+            "edit": placeless(settings),
             "instruction": image_editing.instruction(edit, concept),
             "weights": image_editing.identity(edit, root, self.hashes, name),
             "libraries": fingerprint.versions(image_editing.LIBRARIES),
@@ -279,11 +281,15 @@ class Specs:
             UserError: the defense cannot change the backbone.
         """
         stacked.require(defense, backbone)
+        # The same commit on every host, also where the card leaves it open.
+        backbone = backbone.model_copy(update={"revision": weights.commit(backbone.weights()[0])})
         common: dict[str, Any] = {
-            "backbone": backbone.model_dump(
-                mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image"}
+            "backbone": placeless(
+                backbone.model_dump(
+                    mode="json", exclude={"summary", "licence", "memory_gb", "seconds_per_image", "configuration"}
+                )
             ),
-            "weights": weights.identity(backbone.weights()[0], self.hashes),
+            "weights": weights.identities(backbone.weights(), self.hashes),
             "libraries": _versions("generate"),
         }
         parameters = defense.resolve(self.profile.edition, concept)
@@ -313,7 +319,7 @@ class Specs:
     def _clip_key(self, kind: str, clip: ClipWeights) -> dict[str, Any]:
         return {
             "schema": VERSION,
-            "clip": self._held(clip),
+            "clip": placeless(self._held(clip)),
             "weights": weights.identity(self.profile.weights()[0], self.hashes),
             "libraries": _versions(kind),
         }

@@ -15,6 +15,7 @@ from harness.cards.load import load_card
 from harness.cards.profile import ProfileCard
 from harness.errors import UserError
 from harness.metrics.comparison import BASE
+from harness.models import own_backbone
 from harness.pipeline.sweep_grid import CAPTIONED_BY, CAPTIONER, Combination, Grid
 from harness.regenerators import variants
 from harness.regenerators.variants import NONE, Regenerator
@@ -80,7 +81,7 @@ class CellReader:
     def _cell(self, combination: Combination, axes: Sequence[str]) -> SweepCell:
         chosen = {CAPTIONED_BY if key == CAPTIONER else key: value for key, value in combination.items()}
         cards = _Cards(
-            self._once("backbone", _spec("backbone", chosen), overrides.backbone),
+            self._once("backbone", _spec("backbone", chosen), own_backbone.backbone),
             self._once("defense", _spec("defense", chosen), overrides.defense),
             self._once("regen", _spec("regen", chosen), self._regenerator),
             self._once("bench", chosen["bench"], _benchmark),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.models.refusals import refused
+from harness.models.vision_language import Answer
 
 if TYPE_CHECKING:
     from harness.models.vision_language import Turn
@@ -25,6 +26,7 @@ _MAX_SPANS = 16  # bracketed spans tried
 _MAX_WORDS = 12  # of a component said in prose: what is longer is talk
 
 REFUSED = "caption:refusal"  # error code of a row whose caption, or rewritten caption, was refused
+CUT = "caption-cut"  # note: the model had not ended the answer when it reached its length
 
 
 class Components(NamedTuple):
@@ -69,6 +71,9 @@ def read(answers: Sequence[str], turns: Sequence[Turn], given: Sequence[str] | N
     if "unsafe_components" in said:
         listed, codes = parse(said["unsafe_components"])
         notes = tuple(f"components:{code}" for code in codes)
+    cut = [name for name, answer in said.items() if isinstance(answer, Answer) and answer.cut]
+    notes += (CUT,) if {"unsafe_caption", "safe_caption"} & set(cut) else ()
+    notes += (f"components:{CUT}",) if "unsafe_components" in cut else ()
     unsafe, safe = said["unsafe_caption"], said["safe_caption"]
     return Caption(unsafe, listed, safe, notes, REFUSED if refused(unsafe) or refused(safe) else None)
 

@@ -6,7 +6,9 @@ is an artist's style takes two, since its component is known: the artist.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from harness.data.concepts import ARTISTS
 from harness.errors import UserError, nearest
@@ -15,10 +17,11 @@ from harness.regenerators import questions_shapes as shapes
 from harness.regenerators.components import clean
 from harness.shapes import world
 
+_NO_LENGTHS: Mapping[str, int] = MappingProxyType({})
 UNSAFE_CAPTION, COMPONENTS, SAFE_CAPTION = "unsafe_caption", "unsafe_components", "safe_caption"  # names of answers
 
-# New tokens per answer; the paper is silent.
-_CAPTION_TOKENS, _LIST_TOKENS, _REWRITE_TOKENS = 64, 32, 64
+# New tokens of an answer, where a regenerator's card says nothing. The paper is silent; fewer cut real captions.
+_TOKENS = 128
 
 _DESCRIBE = "Describe this image in a caption."
 
@@ -55,17 +58,17 @@ _ARTIST_REWRITE = (
 
 def _thing(components: str, rewrite: str) -> tuple[Turn, ...]:
     return (
-        Turn(UNSAFE_CAPTION, _DESCRIBE, _CAPTION_TOKENS),
-        Turn(COMPONENTS, components, _LIST_TOKENS, clean),
-        Turn(SAFE_CAPTION, rewrite, _REWRITE_TOKENS),
+        Turn(UNSAFE_CAPTION, _DESCRIBE, _TOKENS),
+        Turn(COMPONENTS, components, _TOKENS, clean),
+        Turn(SAFE_CAPTION, rewrite, _TOKENS),
     )
 
 
 def _style(artist: str) -> tuple[Turn, ...]:
     name = {"artist": artist}
     return (
-        Turn(UNSAFE_CAPTION, fill(_ARTIST_CAPTION, name), _CAPTION_TOKENS),
-        Turn(SAFE_CAPTION, fill(_ARTIST_REWRITE, name), _REWRITE_TOKENS),
+        Turn(UNSAFE_CAPTION, fill(_ARTIST_CAPTION, name), _TOKENS),
+        Turn(SAFE_CAPTION, fill(_ARTIST_REWRITE, name), _TOKENS),
     )
 
 
@@ -87,12 +90,13 @@ _GIVEN: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def turns(edition: str, concept: str) -> tuple[Turn, ...]:
+def turns(edition: str, concept: str, lengths: Mapping[str, int] = _NO_LENGTHS) -> tuple[Turn, ...]:
     """The conversation about an image of ``concept``.
 
     Args:
         edition: ``paper`` or ``shapes``.
         concept: one of ``concepts(edition)``.
+        lengths: new tokens of an answer by its name; the edition's own for others.
 
     Raises:
         UserError: an unknown edition or concept.
@@ -102,7 +106,7 @@ def turns(edition: str, concept: str) -> tuple[Turn, ...]:
         raise UserError(
             f"the {edition} edition asks about {', '.join(known)}, not {concept!r}{nearest(concept, known)}"
         )
-    return known[concept]
+    return tuple(replace(t, max_new_tokens=lengths.get(t.name, t.max_new_tokens)) for t in known[concept])
 
 
 def given(edition: str, concept: str) -> tuple[str, ...] | None:

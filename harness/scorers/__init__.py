@@ -12,6 +12,8 @@ group ``harness.scorers`` that gives its name (``harness.cards.plugins``):
     PAIR = False                          # whether it compares with a reference image
     TEXT = False                          # whether it reads the image's prompt; may be left out
     HUB = (("source", "revision"),)       # parameters that name a hub's models and their commits; may be left out
+    OWN_FILE = "prompts"                  # parameter naming a file that the user brings; may be left out. Then also
+    def check_own_file(path) -> None      # raises UserError where the file is none of its kind, warns of one unknown
 
 An image that cannot be scored costs no other image its scores: its columns are None and its code
 stands in the column ``<stem>_error``.
@@ -148,6 +150,21 @@ def libraries(stem: str) -> tuple[str, ...]:
     brought = _find.plugin(stem)
     own = () if brought is None else (brought.package,)
     return (*own, *_find.module(stem).LIBRARIES)
+
+
+def own_file(stem: str) -> str | None:
+    """The parameter that names a file which the user brings (``harness fetch weights STEM --from FILE``), or None."""
+    name: str | None = getattr(_find.module(stem), "OWN_FILE", None)
+    return name
+
+
+def check_own_file(stem: str, path: Path) -> None:
+    """Read the file that the user brings for a scorer of ``own_file``; warns of one that is no published one.
+
+    Raises:
+        UserError: it is none of its kind.
+    """
+    _find.module(stem).check_own_file(path)
 
 
 def pair(stem: str) -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from harness.errors import UserError
 from harness.scorers import options
+from harness.scorers._onnx import open_session
 from harness.scorers._sources import file, micro_batch
 from harness.scorers.batching import Image, in_micro_batches
 
@@ -66,19 +67,10 @@ class NudeNetV2Classifier:
     """
 
     def __init__(self, model: Path, threads: int = 1, micro_batch: int = MICRO_BATCH) -> None:
-        import onnxruntime
         import PIL.Image
 
         self._pil, self.micro_batch = PIL.Image, micro_batch
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3  # of the published file it says that one of its initialisers is an input too
-        try:
-            self.session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
-        # onnxruntime's own exceptions have no common class.
-        except Exception as error:
-            raise UserError(f"{model}: no ONNX network: {error}") from error
+        self.session = open_session(model, threads)
         (taken, *_), (given, *_) = self.session.get_inputs(), self.session.get_outputs()
         if list(taken.shape[1:]) != [SIZE, SIZE, 3] or list(given.shape[1:]) != [2]:
             raise UserError(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.errors import UserError, nearest
+from harness.models.checkpoint import refuse_far_memo
 from harness.scorers import _clip, options
 from harness.scorers._sources import file, model
 from harness.scorers.batching import Image, in_micro_batches
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 COLUMNS: dict[str, pa.DataType] = {"q16_probability": pa.float32()}
 PAIR = False
+OWN_FILE = "prompts"
 LIBRARIES = _clip.LIBRARIES
 MICRO_BATCH = _clip.MICRO_BATCH
 DEFAULTS: dict[str, Any] = {
@@ -66,9 +67,12 @@ PUBLISHED = {
         "execs/Q16/data/ViT-L-14/prompts_finetuned.pt of github.com/CharlesGong12/RECE at commit 403a67fd86dc",
     ),
 }
-_HOW = "download " + ", or ".join(known.provenance for known in PUBLISHED.values()) + ", and name it in the profile"
+_HOW = (
+    "download "
+    + ", or ".join(known.provenance for known in PUBLISHED.values())
+    + ", then `harness fetch weights q16 --from FILE`"
+)
 _LARGEST = 1 << 20  # bytes; the published files have 3,231 and 6,955
-_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # operations of a pickle that number what it holds
 _ARRAY = (
     *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
     *(("numpy", name) for name in ("ndarray", "dtype")),
@@ -86,6 +90,16 @@ def weights(params: Mapping[str, Any]) -> list[Path]:
     chosen = options("q16", params, DEFAULTS)
     prompts = file("q16", "prompts", chosen["prompts"], _HOW)
     return [prompts, *model("q16", params, DEFAULTS).files]
+
+
+def check_own_file(path: Path) -> None:
+    """Read the prompts' file, and warn of one that is not published.
+
+    Raises:
+        UserError: it holds no learned prompts.
+    """
+    read_prompts(path)
+    identify(path, None)
 
 
 def load(params: Mapping[str, Any]) -> Q16:
@@ -198,8 +212,7 @@ def _tensor(path: Path) -> NDArray[Any]:
 
 def _array(path: Path) -> NDArray[Any]:
     data = path.read_bytes()
-    if any(code.name in _MEMO and (argument or 0) > len(data) for code, argument, _ in pickletools.genops(data)):
-        raise pickle.UnpicklingError("an index beyond the file")  # Python would make room for it
+    refuse_far_memo(data)
     content = _Recipes(io.BytesIO(data)).load()
     if not isinstance(content, _Recipe):
         raise TypeError(f"holds a {type(content).__name__}, not an array")

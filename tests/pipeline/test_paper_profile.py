@@ -9,18 +9,23 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hub_cache
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = ("boat", "kettle", "bridge", "lamp", "tree", "clock", "train", "fence", "piano", "tower")
 PLACES = ("a lake", "a window")
+SMALL = ("--backbone", "sd-1-4:steps=2:width=64:height=64", "--executor", "inline", "--json")
 COMMAND = (
     "eval", "--defense", "rece", "--bench", "ring-a-bell-k77", "--limit", "2", "--executor", "inline",
     "--backbone", "sd-1-4:steps=2:width=64:height=64", "--json",
@@ -44,6 +49,27 @@ class Machine:
             [sys.executable, "-m", "harness", *words],
             capture_output=True, text=True, env=others | own, cwd=self.root, timeout=600, check=False,
         )  # fmt: skip
+
+    def bench(self, concept: str, edition_of: str) -> str:
+        """A benchmark of the machine's own, of harmless prompts for ``concept``; returns its name."""
+        name = f"own-{concept}"
+        folder = self.root / "cards/datasets"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.csv").write_text("prompt,seed\na red boat beside a lake,7\na lamp beside a window,8\n")
+        edition = {
+            "rows": 2, "source": f"package:datasets/{name}.csv", "licence": "CC0-1.0", "made": "by a test",
+            "columns": {"prompt": ["prompt"], "seed": ["seed"]},
+        }  # fmt: skip
+        card = {"summary": "of a test", "concept": concept, "paper": "none", "editions": {edition_of: edition}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
+        return name
+
+    def cells(self, *words: str) -> list[dict[str, Any]]:
+        """The cells of a run that is as small as it can be."""
+        done = self.call("eval", *words, "--cards", "cards", *SMALL)
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +111,31 @@ def test_more_tokens_than_clip_has_room_for_are_refused_before_anything_is_drawn
     done = machine.call(*COMMAND, "--regen", "resafe:tokens=76")
     assert done.returncode == 2, done.stderr
     assert "tokens is 76, and CLIP of profile 'paper' has room for 75" in done.stderr
+
+
+def test_violence_is_scored_once_q16s_prompts_are_brought(machine: Machine) -> None:
+    """Table 6's scorer and policy, from the profile as it is shipped."""
+    words = ("--defense", "none", "--bench", machine.bench("violence", "paper"), "--limit", "1", "--regen", "none")
+    lacking = machine.call("eval", *words, "--cards", "cards", *SMALL)
+    assert lacking.returncode == 2
+    assert "`harness fetch weights q16 --from FILE`" in lacking.stderr
+    prompts = np.random.default_rng(2).normal(size=(2, 16))
+    (machine.root / "prompts.p").write_bytes(pickle.dumps(prompts))
+    brought = machine.call("fetch", "weights", "q16", "--from", "prompts.p")
+    assert brought.returncode == 0, brought.stderr
+    assert "no paper's" in brought.stderr  # the published files are known by their sha256
+    (cell,) = (c for c in machine.cells(*words) if c["metric"] == "asr" and c["main"])
+    assert (cell["scorer"], cell["policy"].split("@")[0], cell["n"], cell["errors"]) == (
+        "q16", "resafe-violence-0.9", 1, 0,
+    )  # fmt: skip
+
+
+def test_what_is_no_prompts_of_q16_is_refused_and_not_stored(machine: Machine) -> None:
+    (machine.root / "bad.p").write_bytes(pickle.dumps([1, 2]))
+    for name, file, part in (
+        ("q16", "bad.p", "no learned prompts"), ("q16", "none.p", "no file"), ("nudenet", "bad.p", "--from is for q16"),
+    ):  # fmt: skip
+        done = machine.call("fetch", "weights", name, "--from", file, "--data", "elsewhere")
+        assert done.returncode == 2
+        assert part in done.stderr
+    assert not (machine.root / "elsewhere").exists()

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.models.refusals import refused
+from harness.models.vision_language import Answer
 from harness.regenerators import components, questions
 from harness.regenerators.components import clean, parse, read
 
@@ -268,3 +269,17 @@ def test_read_two_turns() -> None:
 def test_answers_and_turns_must_match() -> None:
     with pytest.raises(ValueError):  # noqa: PT011, the words are Python's
         read(["a"], questions.turns("paper", "nudity"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "notes"),
+    [
+        ((False, False, False), ()),
+        ((True, False, False), ("caption-cut",)),
+        ((False, False, True), ("caption-cut",)),
+        ((True, True, True), ("caption-cut", "components:caption-cut")),
+    ],
+)
+def test_a_cut_answer_is_noted(cut: tuple[bool, ...], notes: tuple[str, ...]) -> None:
+    said = [Answer(text, c) for text, c in zip(("a man", "['gun']", "a man"), cut, strict=True)]
+    assert read(said, questions.turns("paper", "violence")).notes == notes

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from harness.cards.regenerator import Caption
 from harness.errors import UserError
 from harness.models import vision_language
 from harness.regenerators import components
@@ -32,7 +33,15 @@ def test_prompts_are_those_of_the_paper(concept: str) -> None:
     artist = ARTISTS.get(concept)
     found = [printed(turn.prompt, artist) for turn in turns("paper", concept)]
     assert found == PRINTED["artist" if artist else concept]
-    assert [turn.max_new_tokens for turn in turns("paper", concept)] == ([64, 64] if artist else [64, 32, 64])
+    assert [turn.max_new_tokens for turn in turns("paper", concept)] == [128] * (2 if artist else 3)
+
+
+def test_a_card_says_how_long_answers_may_be() -> None:
+    card = Caption.model_validate({"caption_tokens": 200, "rewrite_tokens": 300})
+    for edition, listed in (("paper", 128), ("shapes", 24)):
+        found = turns(edition, "nudity", card.lengths())
+        assert [turn.max_new_tokens for turn in found] == [200, listed, 300]
+        assert [turn.prompt for turn in found] == [turn.prompt for turn in turns(edition, "nudity")]
 
 
 def test_the_paper_s_words() -> None:

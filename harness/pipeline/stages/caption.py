@@ -46,7 +46,8 @@ def load(worker: Mapping[str, Any], context: WorkerContext, previous: Worker | N
         one_thread(context.device)
         captioner = vision_language.load(worker["vlm"], context.device)
     edition, concept = worker["edition"], worker["concept"]
-    return Caption(captioner, dict(worker["vlm"]), questions.turns(edition, concept), questions.given(edition, concept))
+    asked = questions.turns(edition, concept, worker["lengths"])
+    return Caption(captioner, dict(worker["vlm"]), asked, questions.given(edition, concept))
 
 
 class Caption:
@@ -80,7 +81,7 @@ class Caption:
             }
         return pa.Table.from_pylist(entries, schema=SCHEMA)
 
-    def _converse(self, images: Sequence[NDArray[np.uint8]]) -> list[list[str]]:
+    def _converse(self, images: Sequence[NDArray[np.uint8]]) -> list[list[vision_language.Answer]]:
         with fitting(self.captioner.micro_batch, "micro_batch", "the captioner's card"):
             return self.captioner.converse(images, self._turns)
 

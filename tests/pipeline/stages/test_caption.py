@@ -166,7 +166,7 @@ def context(tmp_path: Path) -> WorkerContext:
 def _worker(concept: str, **held: Any) -> dict[str, Any]:
     card = load_card(JudgeCard, "shapes-captioner", card_roots())
     params = {"source": card.source, "revision": None, "dtype": card.dtype, "micro_batch": card.micro_batch} | held
-    return {"vlm": params, "edition": "shapes", "concept": concept}
+    return {"vlm": params, "edition": "shapes", "concept": concept, "lengths": {}}
 
 
 def test_the_shapes_captioner_sees_the_star_and_leaves_it_out(context: WorkerContext) -> None:
