@@ -14,7 +14,7 @@ _SIGN = {"pass": "pass", "fail": "FAIL", "does not apply": "  --"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("conformance", epilog="Example: harness conformance uce")(conformance)
+    app.command("conformance", epilog=options.examples("harness conformance uce"))(conformance)
 
 
 def conformance(
