@@ -147,6 +147,8 @@ def plan(
 ) -> None:
     """Say what an eval would do: stages, shards, what is there already, expected hours and disk. Loads no model.
 
+    Where weights or prompts are not here yet, the plan is made all the same, and what is missing stands beside it.
+
     With --power, per benchmark: how many one-way flips are significant, and the true difference found in 4 of 5 runs
     when no row flips the other way, or 5% of the rows do.
     """
@@ -187,12 +189,12 @@ def _some(option: str, text: str | None) -> tuple[str, ...] | None:
 def _print_plan(request: Request, places: Places, machine: running.Machine, json: bool, power: bool = False) -> None:
     from harness.cli.plan_table import show, show_power
     from harness.pipeline.estimate import comparisons, estimate
-    from harness.pipeline.evaluate import prepare, warn_left_out
+    from harness.pipeline.evaluate import overview, warn_left_out
 
-    made = prepare(request, places)
+    made, missing, unread = overview(request, places)
     warn_left_out(made)
     gpus, memory = running.gpus(machine)
-    summary = estimate(made, places.store, gpus, memory)
+    summary = estimate(made, places.store, gpus, memory) | {"missing": missing, "unread": unread}
     if power:
         summary["power"] = comparisons(made)
     if json:

@@ -30,12 +30,25 @@ def show(summary: dict[str, Any]) -> None:
         console.print(f"build {line}", soft_wrap=True)
     memory = ", ".join(f"{stage} {gb:g} GB" for stage, gb in summary["memory_gb"].items())
     console.print(f"memory of one copy: {memory}", soft_wrap=True)
+    for line in lacking_lines(summary):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(
         f"{summary['rows']} rows ({summary['excluded']} excluded by the guard), "
         f"{summary['images_to_draw']} images to draw: "
         f"about {summary['hours']} hours of drawing, {summary['disk_mb']} MB of disk",
         soft_wrap=True,
     )
+
+
+def lacking_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the run lacks on this machine, and what the plan therefore does not know."""
+    lines = [f"missing {line}" for line in summary.get("missing", ())]
+    if unread := summary.get("unread"):
+        lines.append(
+            f"of {', '.join(unread)} only the number of rows is known: what the guard excludes, what --category leaves "
+            "and what is in the store already will be once its prompts are here"
+        )
+    return lines
 
 
 def show_power(comparisons: Sequence[Mapping[str, Any]]) -> None:

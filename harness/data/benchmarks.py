@@ -171,6 +171,30 @@ def read(
     return pa.table({field.name: pa.array(long[field.name], field.type) for field in PROMPT}, schema=PROMPT)
 
 
+def expected(card: BenchmarkCard, profile: ProfileCard, backbone: BackboneCard) -> pa.Table:
+    """As many rows as ``read`` would give, of a benchmark whose file is not here yet: to plan with, not to draw.
+
+    Their prompts are blank, and what the guard would exclude of them is not known.
+
+    Returns:
+        A table of schema PROMPT.
+    """
+    edition = card.edition(profile.edition)
+    own = edition.drawn_at in (None, backbone.width)
+    common = {
+        "bench": card.name, "concept": card.concept, "prompt": "", "seed": 0, "excluded": None,
+        "guidance": (edition.guidance if own else None) or backbone.guidance,
+        "width": (edition.width if own else None) or backbone.width,
+        "height": (edition.height if own else None) or backbone.height,
+    }  # fmt: skip
+    rows = [
+        {**common, "row_id": f"{card.name}/{i:05d}", "sample": s}
+        for i in range(edition.rows)
+        for s in range(edition.samples)
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPT)
+
+
 def restrict(table: pa.Table, limit: int | None, ids: Sequence[str] | None) -> pa.Table:
     """The rows asked for: of each benchmark those named in ``ids``, then its first ``limit`` prompts.
 

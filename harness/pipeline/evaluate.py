@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import TransientError, UserError
 from harness.metrics import measure
@@ -98,6 +98,14 @@ class Finished:
         }
 
 
+class Overview(NamedTuple):
+    """A plan to look at."""
+
+    plan: Plan
+    missing: list[str]  # what the run lacks on this machine, a line for each thing, with how to get it
+    unread: list[str]  # benchmarks of which only the number of rows is known
+
+
 def file_hashes(places: Places) -> FileHashes:
     """Hashes of files, kept in the store where there is one."""
     Store.check(places.store)
@@ -128,6 +136,29 @@ def prepare(request: Request, places: Places, hashes: FileHashes | None = None) 
     )
     made = plan.make(request, places.roots, places.data, hashes or file_hashes(places))
     return accepted.adopt(made, Store(places.store), request.accept_change)
+
+
+def overview(request: Request, places: Places) -> Overview:
+    """The plan of ``request`` also where weights or prompts are missing, with what is.
+
+    Writes nothing; prompts that are not here are planned as blank rows, as many as their card counts.
+
+    Raises:
+        UserError: a wrong name, file or store; or something missing without which nothing can be planned.
+    """
+    Store.check(places.store)
+    accepted.check(request.accept_change)
+    chosen = choose(request, places.roots)
+    needed = prerequisites.prerequisites(request, chosen, places.roots)
+    names = prerequisites.scorer_names(request, chosen)
+    lacking = prerequisites.missing(needed, chosen.profile, places.data, names)
+    try:
+        made = plan.make(request, places.roots, places.data, file_hashes(places), expected=True)
+    except UserError:
+        prerequisites.require(needed, chosen.profile, places.data, names)  # which may well be the reason
+        raise
+    made = accepted.adopt(made, Store(places.store), request.accept_change)
+    return Overview(made, lacking, [] if request.images else plan.absent_benchmarks(chosen, places.data))
 
 
 def evaluate(

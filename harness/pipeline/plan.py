@@ -30,7 +30,7 @@ from harness.errors import UserError, nearest
 from harness.pipeline import stage_kinds
 from harness.pipeline.build_conditions import ConditionBuilder
 from harness.pipeline.conditions import Condition, LeftOut
-from harness.pipeline.request import BASELINE, Request, choose
+from harness.pipeline.request import BASELINE, Chosen, Request, choose
 from harness.pipeline.spec import StageSpec
 from harness.pipeline.stage_specs import Specs
 from harness.store import fingerprint
@@ -129,11 +129,18 @@ class Plan:
         ]
 
 
-def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprint.FileHashes) -> Plan:
+def make(
+    request: Request, roots: Sequence[Path], data: Path, hashes: fingerprint.FileHashes, *, expected: bool = False
+) -> Plan:
     """Resolve every name, read the prompts, cut the shards and fingerprint the stages.
 
     Args:
+        request: what is asked for.
+        roots: folders of cards.
         data: folder where ``harness fetch`` puts benchmark files.
+        hashes: of files, as far as they are known.
+        expected: plan benchmarks whose file is not there with as many blank rows as their card counts; such a plan is
+            for looking at only.
 
     Raises:
         UserError: an unknown name, a malformed card or file, nothing to do.
@@ -141,7 +148,7 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     chosen = choose(request, roots, data)
     profile, backbone = chosen.profile, chosen.backbone
     builder = ConditionBuilder(request, chosen, Specs(profile, backbone, roots, hashes))
-    conditions = [builder.imported()] if request.images else _benchmarks(builder, data)
+    conditions = [builder.imported()] if request.images else _benchmarks(builder, data, expected)
     benches = {c.bench for c in conditions}
     left_out = tuple(pair for bench in chosen.benches if bench.name in benches for pair in builder.left_out(bench))
     if left_out and {c.defense for c in conditions} <= {BASELINE}:  # as after a concept that is misspelt: it is refused
@@ -159,15 +166,19 @@ def make(request: Request, roots: Sequence[Path], data: Path, hashes: fingerprin
     )
 
 
-def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
+def _benchmarks(builder: ConditionBuilder, data: Path, expected: bool) -> list[Condition]:
     """A condition per benchmark and defense, over the rows asked for."""
     request, chosen = builder.request, builder.chosen
     profile, backbone = chosen.profile, chosen.backbone
+    absent = absent_benchmarks(chosen, data) if expected else []
     whole = {
-        bench.name: benchmarks.read(bench, profile, backbone, data, builder.removed(bench)) for bench in chosen.benches
+        bench.name: benchmarks.expected(bench, profile, backbone)
+        if bench.name in absent
+        else benchmarks.read(bench, profile, backbone, data, builder.removed(bench))
+        for bench in chosen.benches
     }
     every = pa.concat_tables(whole.values())
-    if request.categories:
+    if request.categories and not absent:
         every = benchmarks.in_categories(every, chosen.benches, profile, data, request.categories)
     asked = benchmarks.restrict(every, request.limit, list(request.ids) or None)
     if asked.num_rows < sum(rows.num_rows for rows in whole.values()):
@@ -178,6 +189,12 @@ def _benchmarks(builder: ConditionBuilder, data: Path) -> list[Condition]:
         if rows.num_rows:  # --ids may name rows of some of the benchmarks only
             conditions += builder.conditions(bench, rows, whole[bench.name].num_rows)
     return conditions
+
+
+def absent_benchmarks(chosen: Chosen, data: Path) -> list[str]:
+    """Names of the benchmarks whose file is not on this machine."""
+    edition = chosen.profile.edition
+    return [b.name for b in chosen.benches if not benchmarks.file_of(b, b.edition(edition), data).exists()]
 
 
 def _check_means(profile: ProfileCard) -> None:
