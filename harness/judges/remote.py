@@ -59,7 +59,8 @@ class Remote:
             import openai  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
             raise UserError(
-                f"judge {card.name} needs the package openai: pip install 't2i-safety-harness[judge]'"
+                f"judge {card.name} needs the package openai: pip install '.[judge]' in a clone, or, of a wheel, "
+                "pip install 'FILE.whl[judge]'"
             ) from None
 
         self._openai, self._card, self._to, self._max_cost = openai, card, to, max_cost

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from harness.pipeline import outputs
+
 GRACE_S = 25.0  # between SIGTERM and leaving: Kubernetes kills after 30 unless told otherwise
 GRACE_VARIABLE = "HARNESS_GRACE_S"
 EXIT_CODE = 130
@@ -67,7 +69,11 @@ class Interrupt:
                 self._react(received[0])
 
     def _react(self, number: int) -> None:
-        if not self.ready or self._stop.exists():
+        if not self.ready:
+            outputs.tell("harness: interrupted before anything was computed; run the same command again")
+            os._exit(EXIT_CODE)
+        if self._stop.exists():
+            outputs.tell("harness: left at once; what is not published is computed again by the same command")
             os._exit(EXIT_CODE)
         with contextlib.suppress(OSError):
             self._stop.touch()

@@ -39,7 +39,9 @@ def aside(path: Path) -> Iterator[None]:
 
 def tell(text: str) -> None:
     """One line on standard error as it was, also while ``aside`` holds; for a process that is about to leave."""
-    os.write(2 if _kept is None else _kept, f"{text}\n".encode())
+    stream = 2 if _kept is None else _kept
+    begin = "\x1b[?25h\n" if os.isatty(stream) else ""  # below a live display, which hides the cursor
+    os.write(stream, f"{begin}{text}\n".encode())
 
 
 def _flush() -> None:
