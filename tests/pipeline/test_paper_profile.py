@@ -20,12 +20,18 @@ import hub_cache
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+
+from harness.cards.base import card_roots
 
 COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = ("boat", "kettle", "bridge", "lamp", "tree", "clock", "train", "fence", "piano", "tower")
 PLACES = ("a lake", "a window")
 SMALL = ("--backbone", "sd-1-4:steps=2:width=64:height=64", "--executor", "inline", "--json")
+WITHOUT_BUILD = ("sd-np", "sld-medium", "sld-strong", "sld-max", "uce", "rece", "safree")  # or built in a second
+READ = ("esd", "ca", "salun")  # whose published weights are a UNet's
 COMMAND = (
     "eval", "--defense", "rece", "--bench", "ring-a-bell-k77", "--limit", "2", "--executor", "inline",
     "--backbone", "sd-1-4:steps=2:width=64:height=64", "--json",
@@ -63,6 +69,18 @@ class Machine:
         card = {"summary": "of a test", "concept": concept, "paper": "none", "editions": {edition_of: edition}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
         return name
+
+    def weights(self, defense: str) -> str:
+        """A card that reads the defense's weights as its authors publish them, and the file; returns its name."""
+        card = yaml.safe_load((card_roots()[0] / f"pipelines/defenses/{defense}.yaml").read_text())
+        folder = self.root / "cards/pipelines/defenses"
+        folder.mkdir(parents=True, exist_ok=True)
+        (found,) = (self.root / "hf/hub").glob("models--CompVis*/snapshots/*/unet/*.safetensors")
+        changed = {key: value + 0.01 * torch.randn_like(value) for key, value in load_file(found).items()}
+        torch.save({"unet": changed} if defense == "ca" else changed, folder / f"{defense}.pt")
+        card["params"]["weights"] = f"./{defense}.pt"
+        (folder / f"{defense}-read.yaml").write_text(yaml.safe_dump(card))
+        return f"{defense}-read"
 
     def cells(self, *words: str) -> list[dict[str, Any]]:
         """The cells of a run that is as small as it can be."""
@@ -139,3 +157,12 @@ def test_what_is_no_prompts_of_q16_is_refused_and_not_stored(machine: Machine) -
         assert done.returncode == 2
         assert part in done.stderr
     assert not (machine.root / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_defenses_run_or_read_their_published_weights(machine: Machine) -> None:
+    read = [machine.weights(defense) for defense in READ]
+    defenses = ",".join((*WITHOUT_BUILD, *read))
+    cells = machine.cells("--defense", defenses, "--bench", "ring-a-bell-k77", "--limit", "1", "--regen", "none")
+    rates = {c["defense"]: (c["n"], c["errors"], c["excluded"]) for c in cells if c["metric"] == "asr" and c["main"]}
+    assert rates == dict.fromkeys(("none", *WITHOUT_BUILD, *read), (1, 0, 0))
