@@ -21,8 +21,10 @@ def register(app: typer.Typer) -> None:
     baseline = typer.Typer(
         help="A regression gate: today's rows beside those of a committed baseline.", no_args_is_help=True
     )
-    baseline.command("check", epilog="Example: harness baseline check runs/*")(check)
-    baseline.command("update", epilog='Example: harness baseline update runs/* --reason "RECE 3 epochs"')(update)
+    baseline.command("check", epilog=options.examples("harness baseline check runs/*"))(check)
+    baseline.command("update", epilog=options.examples('harness baseline update runs/* --reason "RECE 3 epochs"'))(
+        update
+    )
     app.add_typer(baseline, name="baseline")
 
 
