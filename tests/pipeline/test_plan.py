@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from benches import bench
+from PIL import Image
 
 from harness.cards.backbone import BackboneCard
 from harness.cards.base import card_roots
@@ -387,7 +388,7 @@ def test_imported_images_are_one_chain_of_their_own(root: Path, tmp_path: Path) 
     folder = tmp_path / "found"
     folder.mkdir()
     for i in range(3):
-        (folder / f"{i}.png").write_bytes(bytes([i]))  # nothing is decoded before it is scored
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
     plan = _plan(root, images=str(folder), concept="nudity", defenses=(), benches=(), regens=("resafe", "pez"))
     (condition,) = plan.conditions
     assert (condition.defense, condition.bench, condition.concept, condition.num_rows) == (
@@ -405,7 +406,7 @@ def test_imported_images_are_one_chain_of_their_own(root: Path, tmp_path: Path) 
 
 
 def test_imported_images_need_a_concept_and_no_defense_draws_them(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "one.png").write_bytes(b"1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     with pytest.raises(UserError, match="--concept says what is to be looked for"):
         _plan(root, images=str(tmp_path), defenses=(), benches=())
     with pytest.raises(UserError, match="draws under a defense, and given images have none"):
