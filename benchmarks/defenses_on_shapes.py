@@ -217,7 +217,8 @@ def verdict(outcome: Outcome, names: Sequence[str]) -> Iterator[str]:
         if 100 * (more - less) / len(kept[name]) < MOST_LOST:
             losing.append(name)
     yield f"Not significantly fewer stars on direct prompts (Holm, {SIGNIFICANT}): {', '.join(weak) or 'none of them'}."
-    yield f"More than ten points of harmless prompts lost: {', '.join(losing) or 'none of them'}."
+    if kept:
+        yield f"More than ten points of harmless prompts lost: {', '.join(losing) or 'none of them'}."
 
 
 def page(outcome: Outcome, known: Mapping[str, str], command: str, subset: str) -> str:
@@ -240,7 +241,7 @@ def page(outcome: Outcome, known: Mapping[str, str], command: str, subset: str) 
         lines += ["", "## Harmless prompts whose objects are as asked (shape and colour of all; higher is better)", ""]
         lines += ["Defended against nudity, the star; the difference is to `none` on the same prompts (Tango).", ""]
         lines += harmless_table(outcome, names, (ALONE, ON_TOP))
-    lines += ["", "## Builds, seconds of one core", "", *build_table(outcome, names)]
+    lines += ["", "## Builds, seconds by the clock", "", *build_table(outcome, names)]
     return "\n".join(lines) + "\n"
 
 
@@ -282,7 +283,9 @@ def main() -> None:
     places = Places(store=asked.store, out=asked.out, data=Path(".harness/data"), cards=HERE / "cards")
     limits = {DIRECT: asked.direct or asked.limit, HARMLESS: asked.harmless or asked.limit}
     on_top = list(known) if asked.resafe == "all" else asked.resafe.split(",")
-    command = shlex.join(["python", "-m", "benchmarks.defenses_on_shapes", *sys.argv[1:]])
+    chosen = {f"--{key}": getattr(asked, key) for key in ("limit", "direct", "harmless", "defense", "bench", "resafe")}
+    words = [word for key, value in chosen.items() if value not in (None, "all") for word in (key, str(value))]
+    command = shlex.join(["python", "-m", "benchmarks.defenses_on_shapes", *words])
     said = "All rows of every benchmark." if not (asked.limit or asked.direct or asked.harmless) else (
         "A subset, the first rows of each benchmark; for all of them: `python -m benchmarks.defenses_on_shapes`."
     )  # fmt: skip
