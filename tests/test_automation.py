@@ -54,7 +54,7 @@ def test_ci_runs_each_check_once() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert re.findall(r"make ([a-z]+)", script) == ["setup", "lint", "types", "wheel", "test"]
     assert ".ci/wheel-journey" in script
-    for path in (".ci/run", ".ci/wheel-journey"):
+    for path in (".ci/run", ".ci/wheel-venv", ".ci/wheel-journey"):
         subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)
 
 

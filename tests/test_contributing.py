@@ -34,6 +34,7 @@ def desk(tmp_path: Path) -> Desk:
     return made
 
 
+@pytest.mark.slow
 def test_backbone_judge_and_profile_as_shown_run_from_prompts_to_cells(desk: Desk) -> None:
     assert set(cards()) == {
         "pipelines/backbones/my-sd.yaml", "pipelines/judges/my-captioner.yaml", "pipelines/profiles/mine.yaml",

@@ -52,6 +52,7 @@ def test_it_holds_every_card_and_every_file_of_the_package(installed: Path) -> N
     assert wheel.stat().st_size <= 20_000_000
 
 
+@pytest.mark.slow
 def test_it_lists_cards_and_evaluates_without_the_checkout(installed: Path) -> None:
     assert str(installed) in _call(installed, "describe", "rece")
     assert "ring-a-bell-k77" in _call(installed, "list", "datasets")

@@ -79,17 +79,17 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     Raises:
         UserError: an unknown card or key, a bad value.
     """
-    name, _, changes = spec.partition(":")
-    return sampled(load_card(BackboneCard, name, roots), changes)
+    name, colon, changes = spec.partition(":")
+    return sampled(load_card(BackboneCard, name, roots), changes if colon else None)
 
 
-def sampled(card: BackboneCard, changes: str) -> BackboneCard:
+def sampled(card: BackboneCard, changes: str | None) -> BackboneCard:
     """The card sampled as ``changes`` say (``steps=25:guidance=5``); its name then says so too.
 
     Raises:
         UserError: an unknown key, a bad value.
     """
-    if not changes:
+    if changes is None:
         return card
     spec = f"{card.name}:{changes}"
     _, asked = parse(spec, "--backbone")

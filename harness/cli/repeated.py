@@ -7,7 +7,7 @@ from typing import Any
 from harness.errors import UserError
 
 # Names of the parameters that take several things, comma separated, in every command that has them.
-LISTS = frozenset({"bench", "category", "defense", "ids", "methods", "regen", "scorer"})
+LISTS = frozenset({"backbones", "bench", "category", "defense", "ids", "methods", "regen", "scorer", "seeds"})
 
 
 def watch(command: Any) -> Any:

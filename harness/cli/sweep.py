@@ -42,7 +42,9 @@ Bench = Annotated[str | None, typer.Option("--bench", "-b", help="Benchmarks, co
 Regen = Annotated[
     str | None, typer.Option("--regen", "-r", help="Regenerators, comma separated, or 'none'. Default: the profile's.")
 ]
-Backbone = Annotated[str | None, typer.Option("--backbone", help="Backbones, comma separated. Default: the profile's.")]
+Backbones = Annotated[
+    str | None, typer.Option("--backbone", help="Backbones, comma separated. Default: the profile's.")
+]
 Zip = Annotated[bool, typer.Option("--zip", help="Take the axes value by value instead of every combination.")]
 OneAtATime = Annotated[
     bool, typer.Option("--one-at-a-time", help="Change one axis at a time, the others as the cards have them.")
@@ -81,8 +83,8 @@ def sweep(
     defense: Defense = None,
     bench: Bench = None,
     regen: Regen = None,
-    backbone: Backbone = None,
-    seed: Seeds = None,
+    backbones: Backbones = None,
+    seeds: Seeds = None,
     set_: Set = None,
     zip_: Zip = False,
     one_at_a_time: OneAtATime = False,
@@ -138,10 +140,11 @@ def _asked(chosen: Mapping[str, Any], places: Places) -> Sweep:
 
     card = _card(chosen["card"], places)
     axes = parse(chosen["set_"] or [])
-    lists = {name: options.split(chosen[name]) if chosen[name] is not None else () for name in LISTS}
-    for name in LISTS:
-        if chosen[name] is not None and not lists[name]:
-            raise UserError(f"--{name} {chosen[name]!r} names nothing; leave it out, or say what is wanted")
+    said_lists = {name: chosen.get(name, chosen.get(f"{name}s")) for name in LISTS}  # other commands take one backbone
+    lists = {name: options.split(text) if text is not None else () for name, text in said_lists.items()}
+    for name, text in said_lists.items():
+        if text is not None and not lists[name]:
+            raise UserError(f"--{name} {text!r} names nothing; leave it out, or say what is wanted")
     if chosen["zip_"] and chosen["one_at_a_time"]:
         raise UserError("--zip and --one-at-a-time are two ways to combine: choose one")
     mode: Mode | None = "zip" if chosen["zip_"] else "one-at-a-time" if chosen["one_at_a_time"] else None

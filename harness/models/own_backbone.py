@@ -42,13 +42,13 @@ def backbone(spec: str, roots: Sequence[Path]) -> BackboneCard:
     return _with_configuration(card, roots) if card.is_single_file and card.configuration is None else card
 
 
-def _split(spec: str) -> tuple[str, str]:
+def _split(spec: str) -> tuple[str, str | None]:
     """The name or path, and what is to be different (``steps=25:guidance=5``); a path may have colons of its own."""
     parts = spec.split(":")
     count = len(parts)
     while count > 1 and re.fullmatch(r"[a-z_]+=[^/]*", parts[count - 1]):
         count -= 1
-    return ":".join(parts[:count]), ":".join(parts[count:])
+    return ":".join(parts[:count]), ":".join(parts[count:]) or None
 
 
 def _made(place: Path, roots: Sequence[Path]) -> BackboneCard:

@@ -62,7 +62,6 @@ paper: none
 mechanism: MECHANISM
 """
 Site = Callable[..., Path]
-HASHES = FileHashes()  # of weights, which no test here changes
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def call(*words: str) -> Result:
 
 def plan(**asked: Any) -> Plan:
     request = Request(benches=("direct",), profile="shapes", limit=2, regens=(), **asked)
-    return make(request, card_roots(), Path("data"), HASHES)
+    return make(request, card_roots(), Path("data"), FileHashes())
 
 
 def test_a_mechanism_a_scorer_and_a_card_of_a_package_are_found_like_our_own(site: Site) -> None:

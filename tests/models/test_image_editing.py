@@ -441,6 +441,7 @@ def card(desk: Desk, name: str, edit: Edit) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
 
 
+@pytest.mark.slow
 def test_editors_stand_beside_a_defense_in_a_run(desk: Desk, root: Path) -> None:
     (desk.cards / "weights").symlink_to(root / "weights")
     told = {"pixels": with_lora("pix2pix-lora"), "halves": with_lora("flux-lora").model_copy(update={"width": 32})}

@@ -272,6 +272,7 @@ def test_discarding_images_keeps_the_numbers_and_says_what_a_new_scorer_needs(re
     assert "store prune --stage generate" in more.err
 
 
+@pytest.mark.slow
 def test_images_are_discarded_though_too_many_rows_failed(desk: Desk) -> None:
     desk.bench("ten", widths={1: 33})
     words = ("--limit", "2", "--executor", "inline", "--max-errors", "0", "--discard-images")

@@ -42,6 +42,7 @@ def _profile(desk: Desk, weights: str) -> None:
     card.write_text(card.read_text() + f"settings:\n  inception: {{weights: {weights}, micro_batch: 2}}\n")
 
 
+@pytest.mark.slow
 def test_fid_stands_beside_the_rates_and_features_stay_in_the_store(desk: Desk, weights: str) -> None:
     _profile(desk, weights)
     words = ("eval", "--defense", "sd-np", "--bench", "ten", "--limit", "5", "--profile", "small", "--json")

@@ -155,6 +155,7 @@ def test_waiting_for_another_builder_outlasts_the_watchdog(desk: Desk) -> None:
     assert (waiting.returncode, out.strip()) == (0, str(there.tensors))
 
 
+@pytest.mark.slow
 def test_a_build_longer_than_the_watchdog_of_shards_is_not_killed(desk: Desk) -> None:
     """Its steps take several times the limit of a shard; the worker that loads it lives, and so does its own clock."""
     card(desk, "long", 60)
