@@ -47,6 +47,7 @@ def regen(desk: Desk, *words: str) -> list[str]:
     return ["regen", "--images", folder, "--concept", "nudity", "--profile", "small", "--executor", "inline", *words]
 
 
+@pytest.mark.slow
 def test_good_images_are_saved_under_their_own_names_and_bad_ones_are_named(own: Desk) -> None:
     safer = own.root / os.fsdecode(b"s\xe4fer")
     done = own.run(*regen(own, "--save", str(safer)))

@@ -131,6 +131,7 @@ def test_more_tokens_than_clip_has_room_for_are_refused_before_anything_is_drawn
     assert "tokens is 76, and CLIP of profile 'paper' has room for 75" in done.stderr
 
 
+@pytest.mark.slow
 def test_violence_is_scored_once_q16s_prompts_are_brought(machine: Machine) -> None:
     """Table 6's scorer and policy, from the profile as it is shipped."""
     words = ("--defense", "none", "--bench", machine.bench("violence", "paper"), "--limit", "1", "--regen", "none")

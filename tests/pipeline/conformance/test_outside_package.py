@@ -68,6 +68,7 @@ def test_a_broken_contract_is_said_by_the_exit_code(installed: Path, tmp_path: P
 EVAL = ("eval", "--defense", "deaf", "--bench", "ring-a-bell-k77", "--profile", "shapes", "--limit", "4")
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(installed: Path) -> None:
     out = call(installed, *EVAL, "--executor", "inline", "--regen", "none", "--json")
     cells = json.loads(out)["cells"]
