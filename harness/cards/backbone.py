@@ -57,7 +57,7 @@ class BackboneCard(Card):
     variant: str | None = None  # "fp16": weights are read from model.fp16.safetensors where there is such a file
     licence: str
     gated: bool = False
-    steps: Count
+    steps: Annotated[int, Field(gt=0, le=1000)]  # schedulers of diffusion models have a thousand
     guidance: Amount  # as the pipeline means it: FLUX.1 [dev]'s is distilled, an input of the network
     true_cfg: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1  # FLUX: guidance away from a second text; 1 = none
     max_sequence_length: Count | None = None  # tokens that the T5 text encoder sees; null = the pipeline's default

@@ -39,6 +39,7 @@ from harness.cards.yaml_file import show
 from harness.data.hub import cached_file
 from harness.defenses import _find
 from harness.errors import UserError
+from harness.models import intact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,11 +230,13 @@ def files(params: Mapping[str, Any]) -> list[Path]:
         if isinstance(value, Mapping):
             paths += files(value)
         elif key == "weights" and isinstance(value, str) and value.startswith(HUB):
-            locate(value)
+            intact.require(locate(value), "weights of a defense,")
         elif key == "weights" and isinstance(value, str):
             paths += _weight_files(Path(value).expanduser())
         elif key in _FILES and isinstance(value, str):
             paths.append(locate(value) if value.startswith(HUB) else Path(value).expanduser())
+    for path in paths:
+        intact.require(path, "weights or texts of a defense,")
     return paths
 
 

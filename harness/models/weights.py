@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.cards.places import PACKAGE
 from harness.cards.weights_ref import WeightsRef
 from harness.cards.yaml_file import show
 from harness.data.hub import cache_folder, cached_file, reason, token_of
 from harness.errors import UserError
-from harness.models import local_weights
+from harness.models import intact, local_weights
 from harness.store.fingerprint import FileHashes
 
 _OF_A_WHOLE_MODEL = ("model_index.json", "config.json")  # one of them is in any folder of a whole model
 
 
 def missing(weights: WeightsRef) -> list[str]:
-    """A line that says how to get the weights, if they are not on this machine; else empty. Asks no network."""
+    """What is not on this machine, or damaged: no line, or some that say how to get it. Asks no network."""
     required = weights.required_files
     if weights.is_own:
         fault = local_weights.fault(weights)
@@ -31,17 +32,24 @@ def missing(weights: WeightsRef) -> list[str]:
         absent = _absent(required, lambda name: (folder / name).is_file())
         is_model = bool(required) or any((folder / name).is_file() for name in _OF_A_WHOLE_MODEL)
         if folder.is_dir() and is_model and not absent:
-            return []
+            again = "install the package again" if folder.is_relative_to(PACKAGE) else "copy it again"
+            return [f"{weights}: {show(path)} {wrong}: {again}" for path, wrong in _damaged(weights)]
         return [f"{weights}: {show(folder)} is missing from the package; install it again"]
     absent = _absent(required, lambda name: cached_file(weights.source, name, weights.revision) is not None)
     if not absent:
-        return []
+        again = f"`harness fetch weights {weights.name}`"
+        return [f"weights of {weights}: {path} {wrong}: remove it, then {again}" for path, wrong in _damaged(weights)]
     page = f"https://huggingface.co/{weights.source}"
     gate = f"; gated: accept the terms at {page} and set HF_TOKEN" if weights.gated else ""
     return [
         f"weights of {weights} ({weights.source}, {len(absent)} of {len(required)} files are not in "
         f"{cache_folder()}): `harness fetch weights {weights.name}`{gate}"
     ]
+
+
+def _damaged(weights: WeightsRef) -> list[tuple[Path, str]]:
+    """The files that cannot be whole by their headers, and what is wrong with each."""
+    return [(path, wrong) for path in files(weights) if (wrong := intact.flaw(path)) is not None]
 
 
 def fetch(weights: WeightsRef, token: str | None = None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.cards.places import PACKAGE
 from harness.errors import UserError
+from harness.models import intact
 from harness.scorers import options
 
 _SUFFIXES = (".json", ".safetensors", ".bin", ".txt")
@@ -31,6 +32,7 @@ def file(stem: str, name: str, given: object, how: str) -> Path:
     path = Path(str(given)).expanduser()
     if not path.is_file():
         raise UserError(f"scorer {stem!r}: no file {str(path)!r} ({name}); {how}")
+    intact.require(path, f"scorer {stem!r}: {name}")
     return path
 
 
@@ -71,7 +73,10 @@ def model(stem: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"scorer {stem!r}: no file {str(folder / 'config.json')!r}")
-        return Model(str(folder), None, sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file()))
+        files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+        for path in files:
+            intact.require(path, f"scorer {stem!r}:")
+        return Model(str(folder), None, files)
     if given.startswith(("package:", "/", ".", "~")) or given.count("/") != 1:
         raise UserError(f"scorer {stem!r}: no folder {str(folder)!r}, and {given!r} is no hub id (owner/name)")
     revision = chosen["revision"] if given == defaults["source"] else params.get("revision")

@@ -36,6 +36,7 @@ IGNORED = (
     "harness.data.hub",
     "harness.defenses",  # the package itself, which finds mechanisms by name; what a key names is added to its closure
     "harness.errors",
+    "harness.models.intact",
     "harness.models.library_logs",
     "harness.models.progress",
     "harness.models.weights",

@@ -44,12 +44,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
+WHOLE = {".safetensors": (2).to_bytes(8, "little") + b"{}", ".json": b"{}"}
+
+
 def put(cache: Path, wanted: WeightsRef, *names: str) -> None:
     """Lay files where a download would."""
     folder = cache / f"models--{wanted.source.replace('/', '--')}" / "snapshots" / str(wanted.revision)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
+        (folder / name).write_bytes(WHOLE.get(Path(name).suffix, b"x"))
 
 
 def test_a_backbone_names_itself_a_judge_behind_an_api_nothing() -> None:
@@ -154,6 +157,16 @@ def test_one_list_names_benchmarks_weights_and_scorers_files(cache: Path, tmp_pa
     with pytest.raises(UserError) as error:
         prerequisites.require(things, PAPER, tmp_path, ["q16"])
     assert str(error.value).count("\n  - ") == 7
+
+
+def test_a_file_that_was_not_downloaded_whole_is_missing(cache: Path) -> None:
+    (reference,) = SD.weights()
+    put(cache, reference, *(name.partition("|")[0] for name in reference.required_files))
+    assert weights.missing(reference) == []
+    path = weights.files(reference)[0]
+    path.write_bytes(b"")
+    (line,) = weights.missing(reference)
+    assert f"{path} is empty: remove it, then `harness fetch weights sd-1-4`" in line
 
 
 def test_a_scorer_whose_files_are_here_lacks_nothing(cache: Path, tmp_path: Path) -> None:

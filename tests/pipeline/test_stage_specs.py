@@ -171,9 +171,9 @@ def test_where_a_file_lies_changes_nothing_and_what_it_holds_does(root: Path, tm
         return plan(root, defenses=("uce",), baseline=False).conditions[0].variants[0].images
 
     one, moved, other = (tmp_path / name / "uce.safetensors" for name in ("one", "moved", "other"))
-    for path, content in ((one, b"a"), (moved, b"a"), (other, b"b")):
+    for path, content in ((one, b'{"a":1}'), (moved, b'{"a":1}'), (other, b'{"b":1}')):
         path.parent.mkdir()
-        path.write_bytes(content)
+        path.write_bytes(len(header := b'{"__metadata__":' + content + b"}").to_bytes(8, "little") + header)
     found = [drawn(path) for path in (one, moved, other)]
     assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
     built = [s.builds[0].fingerprint for s in found]
