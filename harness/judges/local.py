@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.judges.answers import REFUSAL, Answers, Question, Reply
 from harness.judges.tasks import refuses
 from harness.models import weights
+from harness.models.library_logs import silenced
 from harness.models.vision_language import IMAGE_BACKEND, LIBRARIES, Captioner, Turn, load
 from harness.store import fingerprint
 
@@ -58,6 +59,7 @@ class Local:
             "libraries": fingerprint.versions(LIBRARIES),
         }  # fmt: skip
 
+    @silenced()
     def ask(self, questions: Sequence[Question], memory: Answers) -> None:
         """See ``answers.Judge``: questions with equally many images go together.
 
@@ -75,6 +77,7 @@ class Local:
                 texts = replies(self._model(), images, [q.prompt for q in batch], most)
                 self._keep(batch, texts, memory)
 
+    @silenced()
     def caption(self, questions: Sequence[Question], memory: Answers) -> None:
         """Describe the image of each question, by ReSafe's own turn: any captioner can."""
         for start in range(0, len(questions), self._card.micro_batch):
