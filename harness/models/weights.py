@@ -26,7 +26,9 @@ def missing(weights: WeightsRef) -> list[str]:
     required = weights.required_files
     if weights.is_own:
         fault = local_weights.fault(weights)
-        return [] if fault is None else [fault]
+        if fault is not None:
+            return [fault]
+        return [f"weights of {weights}: {show(path)} {wrong}" for path, wrong in _damaged(weights)]
     if weights.is_packaged:
         folder = weights.place
         absent = _absent(required, lambda name: (folder / name).is_file())

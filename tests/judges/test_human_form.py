@@ -8,7 +8,6 @@ import html
 import io
 import json
 import re
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from browser import CHROMIUM, needs_chromium
 from made_run import MadeRun
 from typer.testing import CliRunner
 
@@ -24,9 +24,6 @@ from harness.errors import UserError
 from harness.judges import human_form, tasks
 from harness.judges.images import Place, read_run
 from harness.judges.questions import Asked, choose
-
-BROWSER = next((b for name in ("chromium", "chromium-browser", "google-chrome") if (b := shutil.which(name))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 
 def make(made: MadeRun, task: tasks.Task = tasks.SAFER, **options: Any) -> human_form.Form:
@@ -144,7 +141,7 @@ def test_export_writes_both_files_for_their_owner_alone_and_never_over_others(ma
 
 def browse(page: str, script: str, tmp_path: Path) -> dict[str, Any]:
     """Run ``script`` in the page after it has loaded; what it returns as JSON."""
-    assert BROWSER is not None
+    assert CHROMIUM is not None
     file = tmp_path / "page.html"
     wrapped = (
         "<script>addEventListener('load', async () => { let found; try { found = await (async () => {" + script
@@ -154,7 +151,7 @@ def browse(page: str, script: str, tmp_path: Path) -> dict[str, Any]:
     )  # fmt: skip
     file.write_text(page.replace("</body>", wrapped))
     done = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
          "--virtual-time-budget=5000", "--dump-dom", file.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
@@ -176,7 +173,7 @@ get('enter').requestSubmit();
 """
 
 
-@needs_browser
+@needs_chromium
 def test_a_person_answers_with_the_keyboard_and_saves(made: MadeRun, tmp_path: Path) -> None:
     page, key, name = make(made)
     found = browse(
@@ -206,7 +203,7 @@ def test_a_person_answers_with_the_keyboard_and_saves(made: MadeRun, tmp_path: P
     assert "5 of 10" in found["said"]
 
 
-@needs_browser
+@needs_chromium
 def test_images_are_blurred_until_uncovered_and_again_on_the_next_question(made: MadeRun, tmp_path: Path) -> None:
     found = browse(
         make(made).html,
@@ -236,7 +233,7 @@ def test_images_are_blurred_until_uncovered_and_again_on_the_next_question(made:
     assert found["tabbable"]
 
 
-@needs_browser
+@needs_chromium
 def test_an_answer_is_taken_once_its_images_were_shown_and_is_kept_in_the_browser(
     made: MadeRun, tmp_path: Path
 ) -> None:
@@ -273,7 +270,7 @@ def test_an_answer_is_taken_once_its_images_were_shown_and_is_kept_in_the_browse
     assert json.loads(shown["kept"][f"harness-judge-{name}-r1"]) == [[first, "2"], [second, None]]
 
 
-@needs_browser
+@needs_chromium
 def test_answers_of_before_are_there_when_the_page_is_opened_again(made: MadeRun, tmp_path: Path) -> None:
     page, key, name = make(made)
     first, second, third, *_ = key["items"]
@@ -289,7 +286,7 @@ def test_answers_of_before_are_there_when_the_page_is_opened_again(made: MadeRun
     assert shown == {"answers": {first: "2", second: None}, "where": "Question 3 of 10, 2 answered or skipped"}
 
 
-@needs_browser
+@needs_chromium
 def test_nothing_of_the_run_s_answers_is_lost_by_a_code_that_is_none(made: MadeRun, tmp_path: Path) -> None:
     found = browse(
         make(made).html,
