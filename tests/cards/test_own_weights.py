@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from harness.cards.backbone import BackboneCard
 from harness.cards.base import FOLDERS, Card, card_roots
@@ -126,6 +128,9 @@ def test_low_rank_weights_may_lie_in_a_folder_of_the_users(tmp_path: Path) -> No
     assert "a folder with a.safetensors" in line
     wanted.place.mkdir()
     (wanted.place / "a.safetensors").write_bytes(b"x")
+    (line,) = weights.missing(wanted)
+    assert "is no safetensors file" in line
+    save_file({"a": np.ones(2, np.float32)}, wanted.place / "a.safetensors")
     assert weights.missing(wanted) == []
 
 

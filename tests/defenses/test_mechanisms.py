@@ -58,7 +58,7 @@ def test_local_files_that_parameters_name_are_listed_but_not_hub_ids_or_texts(
     commit = "0" * 40
     snapshot = tmp_path / f"models--o--r/snapshots/{commit}"
     snapshot.mkdir(parents=True)
-    (snapshot / "x.pt").write_bytes(b"")
+    (snapshot / "x.pt").write_bytes(b"weights")
     assert defenses.files({"weights": f"hub:o/r@{commit}/x.pt"}) == []
     with pytest.raises(UserError, match="hf download o/r y.pt"):
         defenses.files({"weights": f"hub:o/r@{commit}/y.pt"})

@@ -247,7 +247,7 @@ def test_weights_are_those_of_the_networks_asked_for(
         scorers.weights("lpips", cached)
     place = Path(torch.hub.get_dir()) / "checkpoints"
     place.mkdir(parents=True)
-    (place / "alexnet-owt-7be5be79.pth").write_bytes(b"")
+    (place / "alexnet-owt-7be5be79.pth").write_bytes(b"weights")
     assert scorers.weights("lpips", cached)[0] == place / "alexnet-owt-7be5be79.pth"
 
 
